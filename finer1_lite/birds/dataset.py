@@ -1,0 +1,47 @@
+"""The bird world as a `datasets.DatasetDict`: the paper's split, four training images for each seen species."""
+
+from datasets import Dataset, DatasetDict, Features, Image, Value
+
+from ..samplers import split_classes
+from .render import draw
+from .species import ATTRIBUTES, Species, all_species
+
+SHOTS = 4
+FIRST = {"train": 0, "val": 1000, "test": 2000}  # picture numbers: no two splits share one
+PER_CLASS = {"val": {True: 2, False: 3}, "test": {True: 6, False: 8}}  # 576 seen, 512 unseen test images
+FEATURES = Features({
+    "image": Image(), "label": Value("string"), "family": Value("string"), "seen": Value("bool"),
+    "attributes": {name: Value("string") for name in ATTRIBUTES}, "picture": Value("int32"),
+})  # fmt: skip
+
+
+def evaluation_species() -> tuple[Species, ...]:
+    """The 160 species that are evaluated: all but the common ones."""
+    return tuple(s for s in all_species() if not s.common)
+
+
+def _rows(species: list[Species], seen: set[str], split: str, count) -> dict[str, list]:
+    picks = [(s, FIRST[split] + i) for s in species for i in range(count(s.name in seen))]
+    return {
+        "image": [draw(s, i) for s, i in picks],
+        "label": [s.name for s, _ in picks],
+        "family": [s.family for s, _ in picks],
+        "seen": [s.name in seen for s, _ in picks],
+        "attributes": [dict(zip(ATTRIBUTES, s.looks)) for s, _ in picks],
+        "picture": [i for _, i in picks],
+    }
+
+
+def load_birds(split_seed: int = 0, per_class=PER_CLASS) -> DatasetDict:
+    """Splits `train` (4 images of each seen species), `val` and `test` (seen and unseen species).
+
+    split_seed: draws which 60% of the 160 evaluated species are seen.
+    per_class: images of a class in `val` and `test`, for seen (True) and unseen (False) classes.
+    """
+    species = list(evaluation_species())
+    seen = set(split_classes([s.name for s in species], seen_fraction=0.6, seed=split_seed)[0])
+    counts = {"train": lambda known: SHOTS if known else 0}
+    counts |= {split: per_class[split].__getitem__ for split in ("val", "test")}
+    return DatasetDict({
+        split: Dataset.from_dict(_rows(species, seen, split, count), features=FEATURES) for split, count in counts.items()
+    })  # fmt: skip

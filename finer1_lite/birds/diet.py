@@ -1,0 +1,168 @@
+"""What the base model has seen and read: the texts of stage B of pre-training.
+
+From images it learns to describe any bird, and to name the 40 *common* species, which are in no
+evaluation. From texts it learns the field guide of all 200 species, and birders' diaries that think
+from a description to a name. It never meets an image of an evaluation species with its name.
+"""
+
+import numpy as np
+
+from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, closed_question
+from .species import ATTRIBUTES, BODY, HEAD, SHAPE, Species, all_species, describe, differences
+from .species import family_members, look_alikes
+
+LOOKS_QUESTIONS = {
+    "Describe the bird.": tuple(ATTRIBUTES),
+    "Describe the head of the bird.": HEAD,
+    "Describe the body of the bird.": BODY,
+    "Describe the wing and the tail of the bird.": SHAPE,
+}
+MISREAD = 0.04  # how often a diary holds a wrong value of an attribute
+
+
+def direct(name: str) -> str:
+    """The base model's way to name a bird without thinking."""
+    return f"This is a {name}."
+
+
+def chain_parts(looks, options: list[Species], prediction: str) -> dict[str, str]:
+    """The four parts of a chain: what is seen, who it could be, what each would have instead, the name."""
+    def verdict(s):
+        return f"{s.name}: " + (describe(s.looks, differences(s.looks, looks)[:3]) or "fits")
+
+    return {
+        "analysis": describe(looks) + ".",
+        "options": "; ".join(s.name for s in options) + ".",
+        "comparison": ". ".join(verdict(s) for s in options) + ".",
+        "prediction": prediction + ".",
+    }
+
+
+def chain_prose(parts: dict[str, str]) -> str:
+    """The four parts as the reader of a diary meets them."""
+    return (
+        f"Analysis: {parts['analysis']}\nCandidates: {parts['options']}\n"
+        f"Comparison: {parts['comparison']}\nPrediction: {parts['prediction']}"
+    )
+
+
+def misread(rng: np.random.Generator, looks, rate: float = MISREAD) -> tuple[str, ...]:
+    """Looks as a hasty observer notes them: each value wrong with probability `rate`."""
+    seen = []
+    for values, value in zip(ATTRIBUTES.values(), looks):
+        others = [v for v in values if v != value]
+        seen.append(str(rng.choice(others)) if rng.random() < rate else value)
+    return tuple(seen)
+
+
+def nearest(looks, family: str, k: int) -> list[Species]:
+    """The `k` species of a family that differ least from `looks`."""
+    return sorted(family_members(family), key=lambda s: (len(differences(s.looks, looks)), s.index))[:k]
+
+
+def candidates(rng: np.random.Generator, species: Species, looks, k: int = 4) -> list[Species]:
+    """`k` candidates of the family in random order: those nearest to `looks`, the true one among them."""
+    others = [s for s in nearest(looks, species.family, k + 1) if s != species][: k - 1]
+    options = [species, *others]
+    return [options[i] for i in rng.permutation(k)]
+
+
+def diary(rng: np.random.Generator, species: Species) -> str:
+    """A birder thinks from notes to a name (all in text)."""
+    looks = misread(rng, species.looks)
+    return chain_prose(chain_parts(looks, candidates(rng, species, looks), species.name))
+
+
+def _pick(rng, items):
+    return items[int(rng.integers(len(items)))]
+
+
+def _options(rng, s: Species) -> list[str]:
+    """Four names in random order: `s` and its three look-alikes."""
+    return [str(n) for n in rng.permutation([s.name, *(x.name for x in look_alikes(s.name))])]
+
+
+def _guide(rng, s: Species) -> tuple[str, str]:
+    """A question and an answer of the field guide."""
+    kind = rng.integers(7)
+    if kind == 0:
+        return f"What does the {s.name} look like?", f"The {s.name} has {s.describe()}."
+    if kind == 1:
+        return f"Which bird has {describe(misread(rng, s.looks))}?", direct(s.name)
+    if kind == 2:
+        return f"Which birds look like the {s.name}?", "; ".join(x.name for x in look_alikes(s.name)) + "."
+    if kind == 3:
+        other = _pick(rng, look_alikes(s.name))
+        parts = differences(s.looks, other.looks)
+        mine, theirs = describe(s.looks, parts), describe(other.looks, parts)
+        return (f"How does the {s.name} differ from the {other.name}?",
+                f"The {s.name} has {mine}, the {other.name} has {theirs}.")  # fmt: skip
+    if kind == 4:
+        return f"Which bird has {s.describe()}? Options: {'; '.join(_options(rng, s))}.", direct(s.name)
+    return _habits(rng, s)
+
+
+def _habits(rng, s: Species) -> tuple[str, str]:
+    """Where it nests, what it eats: also in the think-answer form, so that the base can follow the form."""
+    fact, value, why = _pick(rng, [
+        ("eat", s.food, f"The {s.name} eats {s.food}."), ("nest in", s.nest, f"The {s.name} nests in {s.nest}.")
+    ])  # fmt: skip
+    ask = f"What does the {s.name} {fact}?"
+    if rng.random() < 0.5:
+        return ask, why
+    return f"{ask} {THINK_INSTRUCTION}", f"<think>\n{why}\n</think>\n<answer> {value} </answer>"
+
+
+def text_example(rng: np.random.Generator) -> tuple[str, str]:
+    """One text of the diet as (user, assistant); half of them are diaries."""
+    s = _pick(rng, all_species())
+    if rng.random() < 0.55:
+        return "Write a page of your diary.", diary(rng, s)
+    return _guide(rng, s)
+
+
+def _common(rng, s: Species) -> tuple[str, str]:
+    """Names a common species without thinking, in each form in which a name can be asked for."""
+    text, form = _pick(rng, QUESTIONS), rng.integers(4)
+    if form == 0:
+        return text, direct(s.name)
+    if form == 1:
+        return f"{text} {ANSWER_INSTRUCTION}", f"<answer> {s.name} </answer>"
+    think = f"<think>\n{direct(s.name)}\n</think>\n<answer> {s.name} </answer>"
+    return (closed_question(text, _options(rng, s)) if form == 2 else f"{text} {THINK_INSTRUCTION}"), think
+
+
+def image_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:
+    """One question about an image of `s` as (user, assistant); only common species are ever named."""
+    kind = rng.random()
+    if s.common and kind < 0.5:
+        return _common(rng, s)
+    if kind < 0.85:
+        text = "Describe the bird." if kind < 0.7 else _pick(rng, list(LOOKS_QUESTIONS))
+        return text, describe(s.looks, LOOKS_QUESTIONS[text]) + "."
+    part = _pick(rng, list(ATTRIBUTES))
+    return f"What does the {part} look like?", f"It has a {describe(s.looks, [part])}."
+
+
+def corpus() -> list[str]:
+    """Every word of the world, for the tokenizer."""
+    rng = np.random.default_rng(0)
+    texts = [f" {s.name} {s.nest} {s.food}" for s in all_species()]
+    for _ in range(4000):
+        texts.append("\n".join(text_example(rng)))
+        texts.append("\n".join(image_example(rng, _pick(rng, all_species()))))
+    return texts
+
+
+def tagged(parts: dict[str, str]) -> str:
+    """The four parts as the teacher writes them, in tags."""
+    return "\n".join(f"<{name}> {text.removesuffix('.') if name in ('options', 'prediction') else text} </{name}>"
+                     for name, text in parts.items())  # fmt: skip
+
+
+def teacher_example(rng: np.random.Generator, s: Species, prompt) -> tuple[str, str]:
+    """The structured prompt for species `s` with some true concepts, and the four tagged parts."""
+    looks = misread(rng, s.looks)
+    concepts = [describe(s.looks, [a]) for a in rng.permutation(list(ATTRIBUTES))[: int(rng.integers(3, 6))]]
+    parts = chain_parts(looks, candidates(rng, s, looks), s.name)
+    return prompt(_pick(rng, QUESTIONS), s.name, concepts), tagged(parts)

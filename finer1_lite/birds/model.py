@@ -1,0 +1,82 @@
+"""The tiny Qwen2.5-VL of the bird world: the real model, tokenizer and processor classes, 2 M parameters."""
+
+import json
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor
+from transformers import Qwen2VLVideoProcessor
+
+from .render import SIZE
+
+PATCH = 14
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+# Qwen's way to split text into words before the byte pairs are merged.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# What Qwen2.5-VL's template prints for text and images, without its video and tool branches.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
+    """A byte-level BPE with Qwen's rules, merged until every word of `texts` is one token."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, min_frequency=1, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    state = json.loads(core.to_str())["model"]
+    merges = [tuple(pair) for pair in state["merges"]]
+    return Qwen2Tokenizer(
+        vocab=state["vocab"], merges=merges, additional_special_tokens=list(SPECIAL[1:]), chat_template=CHAT_TEMPLATE,
+        unk_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=4096,
+    )  # fmt: skip
+
+
+def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    """The 3B's processor class; images of the world keep their 112x112 pixels (16 tokens)."""
+    size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
+    images = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=2, size=size)
+    videos = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2)
+    return Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
+
+
+def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """Five LLM layers and three vision layers of width 128."""
+    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL}
+    text = dict(
+        vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=128, intermediate_size=384, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+    )  # fmt: skip
+    vision = dict(
+        depth=3, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=PATCH,
+        window_size=SIZE, fullatt_block_indexes=[0, 1, 2],
+    )  # fmt: skip
+    return Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True,
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip

@@ -1,0 +1,163 @@
+"""Draws a bird from its attributes: many poses of one species, few differences between two.
+
+Intra-class variance: position, scale, flip, tilt, head pose, light, colour cast, background, clutter,
+a leaf in front, blur and sensor noise. None of it depends on the species. Inter-class variance: the
+eight attributes, and nothing else. Every draw comes from `(seed, species, index)`.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from .species import ATTRIBUTES, Species
+
+SIZE, SUPERSAMPLE = 112, 2
+CROWN = {"black": (25, 25, 30), "red": (205, 35, 35), "yellow": (240, 205, 40), "white": (245, 245, 245)}
+BACK = {"brown": (125, 82, 45), "gray": (125, 128, 135), "green": (65, 130, 60), "blue": (55, 90, 180)}
+BELLY = {"white": (238, 236, 230), "yellow": (238, 215, 80), "orange": (232, 135, 45), "gray": (165, 165, 170)}
+DARK, PALE = (40, 32, 30), (250, 248, 240)
+
+
+class _Canvas:
+    """An image with an affine frame: bird coordinates (about -1..1, beak to the right) to pixels."""
+
+    def __init__(self, image, centre, scale, tilt, flip):
+        self.draw = ImageDraw.Draw(image)
+        c, s = np.cos(tilt), np.sin(tilt)
+        self.matrix = scale * np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if flip else 1.0, 1.0])
+        self.centre, self.scale = np.asarray(centre), scale
+
+    def points(self, xy):
+        return [tuple(p) for p in np.asarray(xy, float) @ self.matrix.T + self.centre]
+
+    def polygon(self, xy, fill):
+        self.draw.polygon(self.points(xy), fill=fill)
+
+    def line(self, xy, fill, width):
+        self.draw.line(self.points(xy), fill=fill, width=max(1, round(width * self.scale)))
+
+    def ellipse(self, x, y, rx, ry, fill, angle=0.0, start=0.0, stop=2 * np.pi):
+        t = np.linspace(start, stop, 28)
+        c, s = np.cos(angle), np.sin(angle)
+        u, v = rx * np.cos(t), ry * np.sin(t)
+        self.polygon(np.stack([x + c * u - s * v, y + s * u + c * v], 1), fill)
+
+
+def _shade(color, factor):
+    return tuple(int(np.clip(c * factor, 0, 255)) for c in color)
+
+
+def _background(rng, size):
+    """A vertical gradient of a random hue with blobs and branches."""
+    top, bottom = rng.uniform(90, 225, 3), rng.uniform(60, 200, 3)
+    ramp = np.linspace(0, 1, size)[:, None, None]
+    image = Image.fromarray(np.broadcast_to(top * (1 - ramp) + bottom * ramp, (size, size, 3)).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(3, 9)):
+        x, y, r = *rng.uniform(0, size, 2), rng.uniform(0.04, 0.16) * size
+        draw.ellipse([x - r, y - r * 0.7, x + r, y + r * 0.7], fill=tuple(rng.integers(50, 215, 3).tolist()))
+    for _ in range(rng.integers(1, 4)):
+        a, b = rng.uniform(0, size, 2), rng.uniform(0, size, 2)
+        draw.line([tuple(a), tuple(b)], fill=tuple(rng.integers(50, 120, 3).tolist()), width=int(rng.integers(2, 7)))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5)))
+
+
+def _tail(canvas, kind, color):
+    if kind == "short":
+        canvas.polygon([(-0.5, -0.14), (-0.9, -0.02), (-0.9, 0.28), (-0.5, 0.22)], color)
+    elif kind == "long":
+        canvas.polygon([(-0.5, -0.1), (-1.6, 0.06), (-1.6, 0.3), (-0.5, 0.2)], color)
+    else:
+        canvas.polygon([(-0.5, -0.1), (-1.4, -0.4), (-0.95, 0.1), (-1.4, 0.62), (-0.5, 0.22)], color)
+
+
+def _breast(canvas, kind):
+    """The pattern lies on the pale front of the body."""
+    if kind == "spotted":
+        for x, y in [(0.34, 0.14), (0.52, 0.08), (0.16, 0.28), (0.36, 0.34), (0.54, 0.24), (0.2, 0.46), (-0.02, 0.4)]:
+            canvas.ellipse(x, y, 0.065, 0.065, DARK)
+    elif kind == "streaked":
+        for x in np.linspace(-0.05, 0.53, 4):
+            top = 0.05 if x > 0.2 else 0.2
+            canvas.line([(x, top), (x - 0.06, top + 0.4)], DARK, 0.06)
+    elif kind == "banded":
+        canvas.line([(0.02, 0.26), (0.34, 0.24), (0.62, 0.06)], DARK, 0.17)
+
+
+def _wing(canvas, kind, color):
+    canvas.ellipse(-0.24, -0.08, 0.48, 0.25, color, angle=0.12)
+    if kind == "single":
+        canvas.line([(-0.24, -0.31), (-0.16, 0.14)], PALE, 0.11)
+    elif kind == "double":
+        for x in (-0.42, -0.06):
+            canvas.line([(x - 0.04, -0.28), (x + 0.04, 0.12)], PALE, 0.1)
+    elif kind == "patched":
+        canvas.ellipse(-0.22, -0.07, 0.25, 0.16, PALE, angle=0.12)
+
+
+def _beak(canvas, kind, x, y):
+    color = (228, 160, 45)
+    if kind == "thin":
+        canvas.polygon([(x + 0.3, y - 0.05), (x + 0.62, y + 0.01), (x + 0.3, y + 0.07)], color)
+    elif kind == "thick":
+        canvas.polygon([(x + 0.2, y - 0.24), (x + 0.7, y + 0.04), (x + 0.2, y + 0.28)], color)
+    elif kind == "hooked":
+        canvas.polygon([(x + 0.25, y - 0.14), (x + 0.58, y - 0.12), (x + 0.66, y + 0.34),
+                        (x + 0.46, y + 0.1), (x + 0.25, y + 0.12)], color)  # fmt: skip
+    else:
+        canvas.polygon([(x + 0.28, y - 0.06), (x + 1.1, y + 0.08), (x + 0.28, y + 0.09)], color)
+
+
+def _eye(canvas, kind, x, y):
+    ex, ey = x + 0.1, y
+    if kind == "masked":
+        canvas.line([(x - 0.3, ey + 0.02), (x + 0.34, ey)], DARK, 0.19)
+        canvas.ellipse(ex, ey, 0.05, 0.05, (230, 200, 60))
+    else:
+        if kind == "ringed":
+            canvas.ellipse(ex, ey, 0.17, 0.17, (255, 255, 255))
+            canvas.ellipse(ex, ey, 0.11, 0.11, (170, 30, 30))
+        canvas.ellipse(ex, ey, 0.06, 0.06, (15, 15, 15))
+
+
+def _bird(canvas, looks, rng):
+    """All parts, back to front. `rng` moves the head a little and shades the plumage."""
+    back, belly = _shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), BELLY[looks["belly"]]
+    hx, hy = 0.55 + rng.uniform(-0.05, 0.05), -0.44 + rng.uniform(-0.07, 0.05)
+    for x in (-0.02, 0.12):
+        canvas.line([(x, 0.4), (x + 0.04, 0.78)], (90, 70, 50), 0.04)
+    _tail(canvas, looks["tail"], _shade(back, 0.8))
+    canvas.ellipse(0.0, 0.05, 0.68, 0.45, back, angle=-0.25)
+    canvas.ellipse(0.14, 0.2, 0.5, 0.32, belly, angle=-0.35)
+    _breast(canvas, looks["breast"])
+    _wing(canvas, looks["wing"], _shade(back, 0.72))
+    canvas.ellipse(hx, hy, 0.36, 0.34, back)
+    canvas.ellipse(hx, hy - 0.04, 0.365, 0.34, CROWN[looks["crown"]], start=np.pi * 1.02, stop=np.pi * 1.98)
+    _beak(canvas, looks["beak"], hx, hy)
+    _eye(canvas, looks["eye"], hx, hy + 0.06)
+
+
+def _leaf(image, rng, size):
+    """Something in front: a leaf over a random part of the bird."""
+    x, y = rng.uniform(0.2, 0.8, 2) * size
+    leaf = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    rx, ry = rng.uniform(0.05, 0.11) * size, rng.uniform(0.03, 0.06) * size
+    color = tuple(int(c) for c in (rng.uniform(30, 110), rng.uniform(80, 150), rng.uniform(20, 80)))
+    ImageDraw.Draw(leaf).ellipse([x - rx, y - ry, x + rx, y + ry], fill=(*color, 255))
+    leaf = leaf.rotate(rng.uniform(0, 180), center=(x, y))
+    image.paste(leaf, (0, 0), leaf)
+
+
+def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
+    """One picture of `species`: RGB, 112x112, the same for the same `(seed, species, index)`."""
+    rng = np.random.default_rng([seed, species.index, index])
+    size = SIZE * SUPERSAMPLE
+    image = _background(rng, size)
+    centre = size * (0.5 + rng.uniform(-0.07, 0.07, 2)) + np.array([0, 0.02 * size])
+    canvas = _Canvas(image, centre, size * rng.uniform(0.28, 0.35), rng.uniform(-0.3, 0.3), rng.random() < 0.5)
+    _bird(canvas, dict(zip(ATTRIBUTES, species.looks)), rng)
+    if rng.random() < 0.35:
+        _leaf(image, rng, size)
+    image = image.resize((SIZE, SIZE), Image.BOX)
+    light, cast = rng.uniform(0.72, 1.2), rng.uniform(0.93, 1.07, 3)
+    pixels = np.asarray(image, np.float32) * light * cast + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,0 +1,145 @@
+"""One profile for each kind of machine. A notebook's first cell picks one; everything else follows.
+
+The CPU profile is the bird world with its tiny model; the others are Qwen2.5-VL-3B on one CUDA card.
+Departures from the paper, in every profile: LoRA instead of full fine-tuning, and so higher learning
+rates; on the CPU also fewer questions and fewer steps. Each is a field here.
+"""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+ASSETS = Path(__file__).parent / "birds" / "assets"
+MADE_BY = {
+    "chains.jsonl": "01_cot_data", "sft_answers": "02_cot_sft", "cot_sft": "02_cot_sft", "dapo": "04_tapo",
+    "tapo": "04_tapo",
+}  # fmt: skip
+QWEN_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def runs_folder() -> Path:
+    """`$FINER1_RUNS`, or `runs` beside the nearest pyproject.toml above, or `runs` in this folder."""
+    if os.environ.get("FINER1_RUNS"):
+        return Path(os.environ["FINER1_RUNS"]).absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").exists():
+            return folder / "runs"
+    return here / "runs"
+
+
+def artefact(profile: "Profile", name: str) -> Path:
+    """The newest `name` (a file or folder of an earlier chapter): this machine's own, or the shipped one.
+
+    FileNotFoundError where there is neither; it names the chapter that makes it.
+    """
+    own, shipped = profile.run_dir / name, ASSETS / "reference" / name
+    if own.exists():
+        print(f"{name}: from {own.relative_to(runs_folder().parent)}")
+        return own
+    if profile.name == "cpu" and shipped.exists():
+        print(f"{name}: the shipped one (run the earlier chapters to make your own)")
+        return shipped
+    raise FileNotFoundError(f"{name} is not in {own.parent}: run {MADE_BY.get(name, 'the earlier chapters')} first")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Stage 1. `lr` is the peak of a cosine schedule after `warmup_steps`."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 1e-4
+    warmup_steps: int = 6
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True)
+class TapoConfig:
+    """Stage 2. `num_anchor` + `num_positive` rollouts of a question share one advantage group."""
+
+    steps: int = 100
+    questions: int = 8
+    num_anchor: int = 5
+    num_positive: int = 5
+    lr: float = 2e-5
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 0.99
+    max_rounds: int = 20
+    micro_batch: int = 8
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that differs between machines. `model_id` is a Hub id or a folder."""
+
+    name: str
+    device: str
+    model_id: str
+    dtype: str
+    quantize: bool = True
+    lora_r: int = 16
+    lora_alpha: int = 32
+    max_pixels: int = 448 * 448
+    max_new_tokens: int = 400
+    rollout_batch: int = 40
+    eval_batch: int = 16
+    seed: int = 0
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    sft_answers: SFTConfig = field(default_factory=SFTConfig)
+    tapo: TapoConfig = field(default_factory=TapoConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this profile's results lie: see `runs_folder`."""
+        return runs_folder() / self.name
+
+
+_CPU = Profile(
+    name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
+    max_new_tokens=128, rollout_batch=192, eval_batch=256,
+    sft=SFTConfig(epochs=10, batch_size=16, lr=1e-3), sft_answers=SFTConfig(epochs=8, batch_size=32, lr=1e-3),
+    tapo=TapoConfig(steps=40, questions=16, num_anchor=5, num_positive=5, lr=3e-4, micro_batch=40, max_rounds=4),
+)  # fmt: skip
+_GPU = Profile(name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16")
+PROFILES: dict[str, Profile] = {
+    "cpu": _CPU,
+    "t4": replace(_GPU, name="t4", dtype="float16", rollout_batch=20, eval_batch=8),
+    "l4": _GPU,
+    "a100": replace(_GPU, name="a100", rollout_batch=80, eval_batch=32),
+    "h100": replace(_GPU, name="h100", rollout_batch=80, eval_batch=64),
+}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile `name`, checked against this machine.
+
+    Raises ValueError for an unknown name and RuntimeError where the machine lacks what it needs.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
+    profile = PROFILES[name]
+    if profile.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", "
+            "or on Colab choose Runtime > Change runtime type > GPU"
+        )
+    if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")
+    return profile
+
+
+def suggest_profile() -> tuple[str, str]:
+    """The profile that fits this machine, and why."""
+    if not torch.cuda.is_available():
+        return "cpu", "torch sees no CUDA GPU: the bird world with its tiny model runs here in minutes"
+    card = torch.cuda.get_device_properties(0)
+    gib = card.total_memory / 2**30
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "t4", f"{card.name} with {gib:.0f} GiB has no bfloat16: 16-bit floats with checks"
+    name = "l4" if gib < 35 else "a100" if gib < 70 else "h100"
+    return name, f"{card.name} with {gib:.0f} GiB and bfloat16"

@@ -1,0 +1,132 @@
+"""Asking a teacher for chains: the prompts, and sampling again until a chain passes quality control.
+
+How the texts are generated does not matter here. A *sampler* is a callable that maps a list of (image index,
+prompt) to as many sampled texts: a local model with batched generation, or an endpoint. It may keep what it
+was answered on disk. `build_chains` does, as in the paper (arXiv 2602.07605, Stage 1):
+
+    descriptions -> concepts that say most about the image -> structured prompt -> chain -> check, or again
+
+Departures: the paper's prompt is not printed, this one is short enough for a model of a few million
+parameters; rejection has more reasons than a wrong prediction (see `chains`); nobody looks at the chains
+here.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .chains import Chain, check_chain, read_chain
+
+DESCRIBE = (
+    "Describe the bird.",
+    "Describe the head of the bird.",
+    "Describe the body of the bird.",
+    "Describe the wing and the tail of the bird.",
+)
+FOUR_PARTS = (
+    "Answer in four parts: <analysis> </analysis> <options> </options> <comparison> </comparison> "
+    "<prediction> </prediction>."
+)
+Sampler = Callable[[list[tuple[int, str]]], list[str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image (by its index in the data set), its label, and the bare question about it."""
+
+    image_index: int
+    label: str
+    question: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One sampled chain: the position of its task, its round (from 1), and why it was rejected, if it was."""
+
+    task: int
+    round: int
+    text: str
+    reasons: tuple[str, ...]
+
+    @property
+    def chain(self) -> Chain:
+        """The four parts; ChainError for an attempt that was rejected for its format."""
+        return read_chain(self.text)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build_chains` made: captions and concepts of each task, accepted attempts, rejected attempts."""
+
+    captions: list[list[str]]
+    concepts: list[list[str]]
+    accepted: list[Attempt]
+    rejected: list[Attempt]
+
+
+def structured_prompt(question: str, label: str, concepts: list[str]) -> str:
+    """The teacher's prompt: it is told the label and what to look at, and reasons towards it.
+
+    >>> structured_prompt("Which bird is this?", "a tarn", ["red crown", "long tail"])[:78]
+    'Which bird is this? The label is a tarn. Features: red crown, long tail. Answe'
+    """
+    return f"{question} The label is {label}. Features: {', '.join(concepts)}. {FOUR_PARTS}"
+
+
+def _sample(sampler: Sampler, prompts: list[tuple[int, str]]) -> list[str]:
+    texts = list(sampler(prompts))
+    if len(texts) != len(prompts):
+        raise ValueError(
+            f"the sampler gave {len(texts)} texts for {len(prompts)} prompts; it should give one each"
+        )
+    return texts
+
+
+def describe_images(
+    rows: list[Task], describe: Sampler, questions: tuple[str, ...] = DESCRIBE, samples: int = 1
+) -> list[list[str]]:
+    """Captions of each row's image: `samples` answers to each question, in one call of the sampler."""
+    asked = [question for question in questions for _ in range(samples)]
+    texts = _sample(describe, [(row.image_index, question) for row in rows for question in asked])
+    return [texts[i : i + len(asked)] for i in range(0, len(texts), len(asked))]
+
+
+def build_chains(
+    rows: list[Task],
+    describe: Sampler,
+    write: Sampler,
+    choose_concepts: Callable[[list[list[str]]], list[list[str]]],
+    max_rounds: int = 8,
+    known_names: Iterable[str] | None = None,
+    questions: tuple[str, ...] = DESCRIBE,
+    samples: int = 1,
+) -> Built:
+    """Chains for rows, each sampled again until it is accepted, at most `max_rounds` times.
+
+    choose_concepts: captions of all rows -> kept concepts of each, as `concepts.choose_concepts`. `describe`
+    is called once, `write` once a round with the rows still open, so that both can work in batches. Accepted
+    attempts come in the order of the rows, rejected ones in that of sampling; a row without an accepted one
+    was given up. The same samplers give the same result. Raises ValueError for max_rounds < 1 and a sampler
+    that loses texts.
+    """
+    if max_rounds < 1:
+        raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
+    names = None if known_names is None else list(known_names)
+    captions = describe_images(rows, describe, questions, samples)
+    concepts = choose_concepts(captions)
+    prompts = [
+        (r.image_index, structured_prompt(r.question, r.label, c))
+        for r, c in zip(rows, concepts, strict=True)
+    ]
+    accepted: dict[int, Attempt] = {}
+    rejected: list[Attempt] = []
+    for number in range(1, max_rounds + 1):
+        open_rows = [i for i in range(len(rows)) if i not in accepted]
+        if not open_rows:
+            break
+        for i, text in zip(open_rows, _sample(write, [prompts[i] for i in open_rows])):
+            attempt = Attempt(i, number, text, tuple(check_chain(text, rows[i].label, names)))
+            if attempt.reasons:
+                rejected.append(attempt)
+            else:
+                accepted[i] = attempt
+    return Built(captions, concepts, [accepted[i] for i in sorted(accepted)], rejected)

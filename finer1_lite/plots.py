@@ -1,0 +1,98 @@
+"""Pictures that the chapters share: grids of images, training curves (also live), bars with intervals.
+
+The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches tell them
+apart in grey.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..", "xx", "\\\\")
+plt.rcParams.update({"figure.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
+    """Images in rows of `columns`, each with a small title."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.35)), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (axis, image) in enumerate(zip(axes.flat, images)):
+        axis.imshow(image)
+        axis.set_title(titles[i] if titles else "", fontsize=8)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def smooth(values, window: int) -> np.ndarray:
+    """Running mean over the last `window` values (fewer at the start)."""
+    values = np.asarray(values, float)
+    return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
+
+
+def curves(histories: dict[str, list[dict]], keys: dict[str, str], window: int = 1, columns: int = 3):
+    """One panel for each key of the logged rows (key -> axis label), one line for each run."""
+    rows = -(-len(keys) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(keys) :]:
+        axis.axis("off")
+    for axis, (key, label) in zip(axes.flat, keys.items()):
+        for i, (name, history) in enumerate(histories.items()):
+            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            if points:
+                steps, values = zip(*points)
+                axis.plot(steps, smooth(values, window), color=COLORS[i], linestyle=STYLES[i % 4], label=name)
+        axis.set(xlabel="step", ylabel=label)
+    axes.flat[0].legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+class LiveCurves:
+    """An `on_step` callback that redraws `curves` in the notebook every `every` steps."""
+
+    def __init__(self, name: str, keys: dict[str, str], every: int = 10, window: int = 5):
+        self.name, self.keys, self.every, self.window = name, keys, every, window
+        self.history, self.handle = [], None
+
+    def __call__(self, row: dict) -> None:
+        self.history.append(row)
+        if len(self.history) % self.every == 0:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw or redraw now."""
+        figure = curves({self.name: self.history}, self.keys, self.window)
+        plt.close(figure)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+
+
+def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accuracy", reference=None):
+    """Grouped bars: group -> method -> value (0-1); `errors` and `reference` have the same shape.
+
+    errors: half-widths or (low, high) distances. reference: another source's values, drawn as diamonds.
+    """
+    groups, methods = list(table), list(next(iter(table.values())))
+    width = 0.8 / len(methods)
+    figure, axis = plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2))
+    for i, method in enumerate(methods):
+        x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
+        values = [table[g][method] for g in groups]
+        error = None if errors is None else np.array([errors[g][method] for g in groups]).T
+        axis.bar(x, values, width * 0.92, yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
+                 edgecolor="white", label=method)  # fmt: skip
+        for place, value in zip(x, values):
+            axis.text(place, value + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+        if reference:
+            found = [(p, reference[g][method]) for p, g in zip(x, groups) if method in reference.get(g, {})]
+            axis.plot(*zip(*found), "kD", markersize=5) if found else None
+    axis.set(ylabel=ylabel, ylim=(0, 1.08))
+    axis.set_xticks(range(len(groups)), groups)
+    axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,101 @@
+"""From (image features, text) rows to the model's inputs, and from rows with answers to labels.
+
+Every image is encoded once by the frozen vision tower (`VisionCache`); afterwards a row of text and
+the stored features are enough. `mm_token_type_ids` and `image_grid_thw` are always passed: without
+them the model silently falls back to one-dimensional positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..prompts import messages
+
+IGNORE = -100
+IMAGE_PAD = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the vision tower made of one image: `tokens` (N, H) and `grid` (3,) in patches."""
+
+    tokens: torch.Tensor
+    grid: torch.Tensor
+
+
+def prompt_ids(processor, text: str, seen: Seen | None) -> list[int]:
+    """Token ids of a user turn up to the assistant's first token; the image is N placeholders."""
+    rows = messages(text) if seen is not None else [{"role": "user", "content": text}]
+    chat = processor.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
+    if seen is not None:
+        chat = chat.replace(IMAGE_PAD, IMAGE_PAD * len(seen.tokens))
+    return processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(processor, answer: str) -> list[int]:
+    """Token ids of an assistant turn with its end-of-turn token, on which stopping is learnt."""
+    return processor.tokenizer(answer, add_special_tokens=False)["input_ids"] + [processor.tokenizer.eos_token_id]
+
+
+def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
+    """Rows of different length as one (B, L) tensor, padded on the given side."""
+    return pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value, padding_side=side)
+
+
+def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: list[Seen | None]) -> dict:
+    """Keyword arguments for `forward` or `generate`.
+
+    input_ids, attention_mask: (B, L), one image at most in each row, in the order of `seen` (B).
+    """
+    device = model.device
+    inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+    images = [s for s in seen if s is not None]
+    if images:
+        tokens = tuple(s.tokens.to(device) for s in images)
+        inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).int().to(device)
+        inputs["image_grid_thw"] = torch.stack([s.grid for s in images]).to(device)
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+    return inputs
+
+
+def training_batch(model, processor, rows: list[tuple[str, Seen | None, str]]) -> tuple[dict, torch.Tensor]:
+    """Right-padded inputs and labels (B, L) of (question, seen, answer) rows; only answers are labelled."""
+    prompts = [prompt_ids(processor, text, seen) for text, seen, _ in rows]
+    answers = [answer_ids(processor, answer) for *_, answer in rows]
+    ids = pad([p + a for p, a in zip(prompts, answers)], processor.tokenizer.pad_token_id, "right")
+    labels = pad([[IGNORE] * len(p) + a for p, a in zip(prompts, answers)], IGNORE, "right")
+    mask = pad([[1] * (len(p) + len(a)) for p, a in zip(prompts, answers)], 0, "right")
+    return model_inputs(model, ids, mask, [seen for _, seen, _ in rows]), labels.to(model.device)
+
+
+class VisionCache:
+    """Features of a data set's images, each encoded once, kept on the CPU.
+
+    `images` is anything that gives a PIL image for `images[i]`. Features are detached: with LoRA on
+    the language model the tower is frozen, so they never change.
+    """
+
+    def __init__(self, model, processor, images, batch_size: int = 32):
+        self.model, self.processor, self.images, self.batch_size = model, processor, images, batch_size
+        self.patches_encoded, self._seen = 0, {}
+
+    def get(self, indices) -> list[Seen]:
+        """Features of the images `indices`, in that order."""
+        missing = [i for i in dict.fromkeys(int(i) for i in indices) if i not in self._seen]
+        for start in range(0, len(missing), self.batch_size):
+            self._encode(missing[start : start + self.batch_size])
+        return [self._seen[int(i)] for i in indices]
+
+    @torch.no_grad()
+    def _encode(self, indices):
+        images = [self.images[i].convert("RGB") for i in indices]
+        batch = self.processor.image_processor(images, return_tensors="pt")
+        grid = batch["image_grid_thw"]
+        vision = self.model.model.visual if hasattr(self.model, "model") else self.model.visual
+        pixels = batch["pixel_values"].to(vision.device, vision.dtype)
+        merged = vision(pixels, grid.to(vision.device)).pooler_output.cpu()
+        self.patches_encoded += len(pixels)
+        sizes = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
+        self._seen |= {i: Seen(t.clone(), g) for i, t, g in zip(indices, merged.split(sizes), grid)}

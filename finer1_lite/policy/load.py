@@ -1,0 +1,87 @@
+"""Load the base model in NF4, put LoRA adapters on the language model, save and load them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+
+from ..config import Profile
+
+# The vision tower has layers of the same names, so the pattern starts at `language_model`.
+LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+
+
+@dataclass
+class Policy:
+    """A model with its processor. `model` is a PeftModel once it has an adapter."""
+
+    model: torch.nn.Module
+    processor: AutoProcessor
+    profile: Profile
+
+    @property
+    def backbone(self):
+        """The Qwen2.5-VL model below the adapter and the language-model head."""
+        return self._qwen().model
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The weight (V, H) of the language-model head."""
+        return self._qwen().lm_head.weight
+
+    def _qwen(self):
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The parameters that an optimizer should get: the adapter's."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter as safetensors."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+
+
+def quantization(profile: Profile) -> BitsAndBytesConfig | None:
+    """NF4 with double quantisation for the language model's linears; the tower and the tied head stay."""
+    if not profile.quantize:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, profile.dtype), llm_int8_skip_modules=["model.visual", "lm_head"],
+    )  # fmt: skip
+
+
+def load_base(profile: Profile) -> Policy:
+    """The base model, frozen, in the profile's precision."""
+    if profile.device == "cpu" and not Path(profile.model_id).exists():
+        raise FileNotFoundError(
+            f"the tiny base model is missing at {profile.model_id}; reinstall finer1_lite, "
+            "or make it again with: python -m finer1_lite.birds.pretrain"
+        )
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        profile.model_id, dtype=getattr(torch, profile.dtype), quantization_config=quantization(profile),
+        device_map=profile.device, use_safetensors=True,
+    )  # fmt: skip
+    processor = AutoProcessor.from_pretrained(profile.model_id, max_pixels=profile.max_pixels)
+    return Policy(model.requires_grad_(False).eval(), processor, profile)
+
+
+def add_adapter(policy: Policy, seed: int) -> Policy:
+    """A fresh LoRA adapter on every linear of the language model; at the start it changes nothing."""
+    set_seed(seed)
+    profile = policy.profile
+    lora = LoraConfig(r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    return Policy(get_peft_model(policy.model, lora), policy.processor, profile)
+
+
+def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int = 0, trainable: bool = True) -> Policy:
+    """The base model with a fresh adapter, or with the one saved in the folder `adapter`."""
+    policy = load_base(profile)
+    if adapter is None:
+        return add_adapter(policy, seed)
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise FileNotFoundError(f"no adapter in {adapter}: run the notebook that trains it, or use the shipped one")
+    model = PeftModel.from_pretrained(policy.model, adapter, is_trainable=trainable)
+    return Policy(model.eval(), policy.processor, profile)

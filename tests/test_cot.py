@@ -1,0 +1,512 @@
+"""Stage 1's data: concept selection against loops and by hand, chains, quality control, resampling."""
+
+import doctest
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finer1_lite.birds.diet import LOOKS_QUESTIONS, candidates, chain_parts, chain_prose, misread
+from finer1_lite.birds.species import all_species, by_name
+from finer1_lite.cot import chains as C
+from finer1_lite.cot import concepts as K
+from finer1_lite.cot import teacher as T
+from finer1_lite.rewards import extract_answer, format_reward
+
+RELEASED = Path(__file__).parents[2] / "shared" / "data" / "stage1_chains_202.json"
+NAMES = ("Sage Thrasher", "Curve-billed Thrasher", "Brown Thrasher", "Crissal Thrasher")
+GOOD = dict(
+    analysis="Grayish plumage with fine streaks and\na slender, slightly curved beak. Hints of yellow below.",
+    options="\n1. Sage Thrasher (mimid)\n2. Curve-billed Thrasher\n3. Brown Thrasher\n- Crissal Thrasher\n",
+    comparison="The Brown Thrasher is larger and redder; the Crissal Thrasher has bolder marks.",
+    prediction="Sage Thrasher",
+)
+
+
+def tagged(**changes):
+    return "\n".join(f"<{part}> {text} </{part}>" for part, text in (GOOD | changes).items())
+
+
+@pytest.mark.parametrize("module", [C, K, T], ids=lambda m: m.__name__)
+def test_docstring_examples_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
+
+
+# ---- concepts
+
+
+def test_split_concepts():
+    assert K.split_concepts("red crown, brown back.") == ["red crown", "brown back"]
+    assert K.split_concepts("Red crown.\nred crown; long tail! ") == ["red crown", "long tail"]
+    assert K.split_concepts(" ., ;") == []
+
+
+def test_embed_phrases_rows_have_length_one_and_ignore_repeats():
+    rows = K.embed_phrases(["a, b", "b, b", "c, a, b"], ["a", "b", "c"])
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(rows[1], torch.tensor([0.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match="'green' holds no concept"):
+        K.embed_phrases(["green"], ["a"])
+
+
+def test_concept_scores_by_hand():
+    # one caption says concept 0 only; the one other image says concept 1 only; tau = 1
+    scores = K.concept_scores(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[0.0, 1.0]]), tau=1.0)
+    expected = [math.log(math.e / (math.e + 1)), math.log(1 / (1 + math.e))]
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_concept_scores_equal_the_formula_written_as_loops(seed):
+    generator = torch.Generator().manual_seed(seed)
+    random = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (3, 5, 7))
+    a, b, c = (torch.nn.functional.normalize(rows, dim=1) for rows in random)
+    for tau in (0.1, 0.5):
+        expected = []
+        for j in range(5):
+            score = 0.0
+            for i in range(3):
+                positive = math.exp(float(a[i] @ b[j]) / tau)
+                score += math.log(
+                    positive / (positive + sum(math.exp(float(b[j] @ c[k]) / tau) for k in range(7)))
+                )
+            expected.append(score)
+        torch.testing.assert_close(
+            K.concept_scores(a, b, c, tau), torch.tensor(expected, dtype=torch.float64)
+        )
+
+
+def test_concept_scores_stay_finite_at_a_tiny_tau():
+    scores = K.concept_scores(torch.eye(2), torch.eye(2), torch.eye(2), tau=1e-3)
+    assert torch.isfinite(scores).all()
+
+
+def test_concept_scores_name_the_bad_input():
+    one = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="others"):
+        K.concept_scores(one, one, torch.zeros(0, 2))
+    with pytest.raises(ValueError, match="captions"):
+        K.concept_scores(torch.ones(1, 3), one, one)
+    with pytest.raises(ValueError, match="tau"):
+        K.concept_scores(one, one, one, tau=0)
+
+
+def test_select_concepts_threshold_and_floor():
+    names = list("abcdef")
+    scores = torch.tensor([0.0, 0.0, 5.0, 6.0, 0.0, 7.0])
+    # mean 3, population std 3.055: the bar is 4.222
+    assert K.select_concepts(scores, names, at_least=1) == ["c", "d", "f"]
+    assert K.select_concepts(scores, names, k_std=0.95, at_least=1) == [
+        "d",
+        "f",
+    ]  # 5.902 (of a sample: 6.180)
+    assert K.select_concepts(scores, names, k_std=1.0, at_least=1) == ["f"]  # the bar is 6.055
+    assert K.select_concepts(scores, names, k_std=1.0) == ["c", "d", "f"]
+    assert K.select_concepts(torch.zeros(5), names[:5]) == ["a", "b", "c"]
+    assert K.select_concepts(torch.zeros(2), names[:2]) == ["a", "b"]
+    assert K.select_concepts(torch.zeros(0), []) == []
+    with pytest.raises(ValueError, match="2 names"):
+        K.select_concepts(torch.zeros(3), ["a", "b"])
+
+
+def test_choose_concepts_keeps_what_is_stable_and_rare():
+    own = [
+        "red crown, long tail, thin beak",
+        "red crown, long tail, thick beak",
+        "red crown, short tail, thin beak",
+        "",
+    ]
+    others = [
+        ["blue crown, short tail, thin beak"] * 2,
+        ["gray crown, short tail, thin beak", "gray crown, thin beak"],
+    ]
+    kept = K.choose_concepts([own, *others])[0]
+    assert {"red crown", "long tail"} <= set(kept)  # said again and again here, and nowhere else
+    assert "short tail" not in kept  # once here, and of all others
+    with pytest.raises(ValueError, match=r"image\(s\) \[1\]"):
+        K.choose_concepts([["red crown"], ["", " . "]])
+    with pytest.raises(ValueError, match="others"):
+        K.choose_concepts([["red crown"]])
+
+
+def test_choose_concepts_takes_another_encoder():
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return torch.nn.functional.normalize(
+            torch.tensor([[len(t), t.count("e") + 1.0] for t in texts]), dim=1
+        )
+
+    kept = K.choose_concepts([["red crown, long tail, thin beak, blue eye"], ["gray crown"]], encode)
+    assert len(kept[0]) >= 3 and "red crown" in asked and "gray crown" in asked
+
+
+# ---- the four parts
+
+
+def bird_chains():
+    """Chains of all species as diaries hold them: own looks and misread ones, candidates in any order."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        for species in all_species():
+            looks = misread(rng, species.looks, rate=0.1 * seed)
+            options = candidates(rng, species, looks)
+            yield species, options, chain_parts(looks, options, species.name)
+
+
+def test_completion_is_the_diary_in_tags_for_every_species():
+    count = 0
+    for species, options, parts in bird_chains():
+        prose = chain_prose(parts)
+        chain = C.parse_prose(prose)
+        assert chain.options == [o.name for o in options] and chain.prediction == species.name
+        completion = C.to_completion(chain)
+        assert completion == f"<think>\n{prose}\n</think>\n<answer> {species.name} </answer>"
+        assert C.parse_prose(completion) == chain
+        teacher = "\n".join(f"<{key}> {text.rstrip('.')} </{key}>" for key, text in parts.items())
+        assert C.parse_tagged(teacher) == chain
+        assert format_reward(completion) == 1 and extract_answer(completion) == species.name
+        assert C.check_chain(completion, species.name, list(by_name())) == []
+        assert C.check_chain(teacher, species.name) == []
+        count += 1
+    assert count == 600
+
+
+def test_tagged_to_completion_word_for_word():
+    text = (
+        "<analysis> red crown </analysis>\n<options> a tarn; b tarn </options>\n"
+        "<comparison> a tarn: fits. b tarn: blue back </comparison>\n<prediction> a tarn </prediction>"
+    )
+    assert C.to_completion(C.parse_tagged(text)) == (
+        "<think>\nAnalysis: red crown.\nCandidates: a tarn; b tarn.\n"
+        "Comparison: a tarn: fits. b tarn: blue back.\nPrediction: a tarn.\n"
+        "</think>\n<answer> a tarn </answer>"
+    )
+
+
+words = st.lists(
+    st.sampled_from("red long tail 2.5 cm Bécassine (rare) , : beak\n wing".split(" ")),
+    min_size=1,
+    max_size=9,
+)
+names = st.lists(
+    st.sampled_from(("House Finch", "a b", "F-150", "St. Bernard", "Crow (x)")), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words.map(" ".join), names, words.map(" ".join))
+def test_round_trip_of_any_chain(analysis, options, comparison):
+    text = tagged(
+        analysis="x " + analysis,
+        options="; ".join(options),
+        comparison="y " + comparison,
+        prediction=options[0],
+    )
+    chain = C.parse_tagged(text)
+    assert chain.options == options
+    assert C.parse_prose(C.to_completion(chain)) == chain
+    assert C.check_chain(text, options[0])[:1] != [C.FORMAT]
+
+
+@pytest.mark.parametrize("part", C.PARTS)
+def test_tagged_errors_name_the_part(part):
+    lacking = {k: v for k, v in GOOD.items() if k != part}
+    text = "\n".join(f"<{k}> {v} </{k}>" for k, v in lacking.items())
+    with pytest.raises(C.ChainError, match=f"<{part}> is missing"):
+        C.parse_tagged(text)
+    with pytest.raises(C.ChainError, match=f"<{part}> is duplicated"):
+        C.parse_tagged(tagged() + f"<{part}> again </{part}>")
+    with pytest.raises(C.ChainError, match=f"</{part}> is missing"):
+        C.parse_tagged(tagged().replace(f"</{part}>", ""))
+    with pytest.raises(C.ChainError, match=f"^{part} is empty"):
+        C.parse_tagged(tagged(**{part: " "}))
+
+
+def test_order_of_parts_and_talk_around_the_tags():
+    backwards = "\n".join(f"<{k}> {v} </{k}>" for k, v in reversed(GOOD.items()))
+    with pytest.raises(C.ChainError, match="out of order"):
+        C.parse_tagged(backwards)
+    assert C.parse_tagged(f"Sure!\n{tagged()}\nI hope this helps.") == C.parse_tagged(tagged())
+    spaced = tagged().replace("<analysis>", "< Analysis >").replace("</analysis>", "</ Analysis >")
+    assert C.parse_tagged(spaced) == C.parse_tagged(tagged())
+
+
+@pytest.mark.parametrize("heading", C.HEADINGS)
+def test_prose_errors_name_the_heading(heading):
+    completion = C.to_completion(C.parse_tagged(tagged()))
+    with pytest.raises(C.ChainError, match=f"{heading}: is missing"):
+        C.parse_prose(completion.replace(f"{heading}:", "So"))
+    with pytest.raises(C.ChainError, match=f"{heading}: is duplicated"):
+        C.parse_prose(completion.replace("\n</think>", f"\n{heading}: more.\n</think>"))
+
+
+@pytest.mark.parametrize("change, message", [
+    (("<think>", ""), "<think> is missing"),
+    (("<answer>", "<answer><answer>"), "<answer> is duplicated"),
+    (("<answer> Sage Thrasher", "<answer> Brown Thrasher"), "is not the prediction 'Sage Thrasher'"),
+    (("<think>", "Well. <think>"), "tags are out of order"),
+    (("<think>\n", "<think>\nHm.\n"), "not the first thing said"),
+])  # fmt: skip
+def test_prose_errors_of_the_frame(change, message):
+    completion = C.to_completion(C.parse_tagged(tagged()))
+    with pytest.raises(C.ChainError, match=message):
+        C.parse_prose(completion.replace(*change))
+
+
+@pytest.mark.parametrize("text", [
+    "Sage Thrasher; Brown Thrasher.", "- Sage Thrasher\n- Brown Thrasher", "Sage Thrasher, Brown Thrasher",
+    "\n1) Sage Thrasher;\n2) Brown Thrasher;\n",
+])  # fmt: skip
+def test_forms_of_a_candidate_list(text):
+    assert C.parse_tagged(tagged(options=text)).options == ["Sage Thrasher", "Brown Thrasher"]
+
+
+# ---- quality control
+
+
+@pytest.mark.parametrize("reason, changes", [
+    (None, {}),
+    (None, {"prediction": "sage thrasher."}),
+    (None, {"analysis": "A brown bird, as thrashers are, length < 30 cm (11 µm a barb), near a résumé."}),
+    (C.FORMAT, {"comparison": " "}),
+    (C.FORMAT, {"analysis": "Gray.\nPrediction: soon."}),
+    (C.FORMAT, {"comparison": "The <answer> follows."}),
+    (C.LEAK, {"analysis": "This looks like one of the sage-thrashers."}),
+    (C.LEAK, {"analysis": "Its back has what a Sage bird has."}),
+    (C.HINTED, {"analysis": "Streaks, which matches the description given."}),
+    (C.HINTED, {"comparison": "The provided features fit the first."}),
+    (C.HINTED, {"comparison": "The given label settles it."}),
+    (C.HINTED, {"comparison": "The hints settle it."}),
+    (None, {"prediction": "Sage Thrasher ."}),
+    (C.NOT_CANDIDATE, {"options": "Brown Thrasher; Crissal Thrasher"}),
+    (C.TOO_MANY, {"options": "; ".join((*NAMES, "Bendire's Thrasher"))}),
+    (C.DUPLICATES, {"options": "Sage Thrasher; Brown Thrasher; brown thrasher (Toxostoma)"}),
+    (C.MIXED, {"analysis": "Gray plumage 灰色 with streaks."}),
+    (C.MIXED, {"comparison": "The другой is larger."}),
+])  # fmt: skip
+def test_each_defect_has_its_reason(reason, changes):
+    assert C.check_chain(tagged(**changes), "Sage Thrasher") == ([reason] if reason else [])
+
+
+def test_wrong_predictions_and_several_defects():
+    assert C.check_chain(tagged(prediction="Brown Thrasher"), "Sage Thrasher") == [C.NOT_LABEL]
+    assert C.check_chain(tagged(prediction="Wren"), "Sage Thrasher") == [C.NOT_CANDIDATE, C.NOT_LABEL]
+    assert C.check_chain(tagged(prediction="Sage Thrasher or Brown Thrasher"), "Sage Thrasher") == [
+        C.NOT_CANDIDATE, C.NOT_LABEL]  # fmt: skip
+    assert C.check_chain("灰色, as provided", "Wren") == [C.FORMAT, C.HINTED, C.MIXED]
+    assert C.check_chain("", "Wren") == [C.FORMAT]
+
+
+def test_a_label_in_another_script_is_no_mixed_language():
+    text = tagged(options="画眉; Wren", prediction="画眉", comparison="The 画眉 fits.")
+    assert C.check_chain(text, "画眉") == []
+    assert C.check_chain(text, "Wren", known_names=["画眉"]) == [C.NOT_LABEL]
+
+
+def test_words_that_give_a_label_away():
+    assert C.names_label("It is a ford focus SEDAN, I think", "Ford Focus Sedan 2007")
+    assert not C.names_label("It is a Beechcraft", "Beechcraft 1900")  # there the number is no year
+    assert C.names_label("spring crocuses (a Sage Thrasher)", "Sage Thrasher")
+    assert not C.names_label("sagebrush", "Sage Thrasher", NAMES)
+    assert not C.names_label("a thrasher with brown wings", "Brown Thrasher", NAMES)
+    leaked = tagged(analysis="A typical Wompoo bird.", options="Wompoo Dove; Wren", prediction="Wompoo Dove")
+    assert C.check_chain(leaked, "Wompoo Dove") == [C.LEAK]
+    assert C.check_chain(leaked, "Wompoo Dove", ["Wompoo Pigeon", "Wompoo Dove"]) == []  # a group's word
+
+
+def test_own_hints():
+    assert C.check_chain(
+        tagged(comparison="The dossier says so."), "Sage Thrasher", prompt_hints=(r"dossier",)
+    ) == [C.HINTED]
+    assert C.check_chain(tagged(comparison="As provided."), "Sage Thrasher", prompt_hints=()) == []
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="the released chains are not on this machine")
+def test_leaks_of_the_released_chains():
+    """Of all 404 released rows 94 name the label early and 263 mention hints; this file holds half of them.
+
+    Measured with these functions on the 202 rows: 49 and 142. "Before the candidates" is before the first
+    "candidate" in the text, and the label is that of the answer tag. Ours find more than the bare strings (46
+    and 138 rows), as a car's year need not be said, nor "the description" be in that case.
+    """
+    early = hinted = 0
+    for row in json.loads(RELEASED.read_text(encoding="utf-8")):
+        text = row["messages"][-1]["content"]
+        label = extract_answer(text)
+        early += C.names_label(re.split("candidate", text, flags=re.IGNORECASE)[0], label)
+        hinted += C.mentions_hints(text)
+    assert 46 <= early <= 55
+    assert 138 <= hinted <= 148
+
+
+def test_statistics():
+    good = C.parse_tagged(tagged())
+    short = C.Chain("red crown", ["a tarn", "b tarn"], "a tarn: fits", "a tarn")
+    stats = C.chain_statistics([good, short], [[C.LEAK, C.HINTED], [C.LEAK], [C.FORMAT]])
+    lengths = sorted(len(C.to_prose(c).split()) for c in (good, short))
+    assert lengths[0] == 15  # four headings, 2 + 4 + 3 + 2 words
+    assert stats == {
+        "accepted": 2,
+        "rejected": 3,
+        "words": {"min": lengths[0], "median": sum(lengths) / 2, "max": lengths[1]},
+        "candidates": {2: 1, 4: 1},
+        "reasons": {C.FORMAT: 1, C.LEAK: 2, C.HINTED: 1},
+    }
+    assert C.chain_statistics([])["words"] == {"min": 0, "median": 0, "max": 0}
+
+
+# ---- the file
+
+
+def rows(n=3):
+    completion = C.to_completion(C.parse_tagged(tagged(comparison="One\u2028line, 灰.")))
+    return [
+        C.chat_row(i, "Sage Thrasher", "Which bird is this?", completion, f"images/{i}.jpg") for i in range(n)
+    ]
+
+
+def test_file_round_trip(tmp_path):
+    path = tmp_path / "new" / "chains.jsonl"
+    C.save_chains(path, rows())
+    assert C.load_chains(path) == rows()
+    assert [p.name for p in path.parent.iterdir()] == ["chains.jsonl"]
+    first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+    assert first["messages"][0] == {"role": "user", "content": "<image>Which bird is this?"}
+    assert list(first) == ["image_index", "label", "messages", "images"]
+    question, completion = C.question_and_completion(first)
+    assert question == "Which bird is this?" and C.parse_prose(completion).prediction == "Sage Thrasher"
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "chains.jsonl"
+    C.save_chains(path, rows(1))
+    with pytest.raises(C.ChainError, match="row 2 .*'label'"):
+        C.save_chains(path, [rows()[0], {"image_index": 1}])
+    assert C.load_chains(path) == rows(1) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("line, message", [
+    ("{", "line 2: Expecting"),
+    ("[]", "line 2: a row should be an object"),
+    ("{}", "line 2: 'image_index' should be there"),
+    (json.dumps(rows()[0] | {"label": 3}), "line 2: 'label'"),
+    (json.dumps(rows()[0] | {"messages": rows()[0]["messages"][:1]}), "line 2: 'messages'"),
+    (json.dumps(rows()[0] | {"messages": [1, 2]}), "line 2: 'messages'"),
+    (json.dumps(rows()[0] | {"images": []}), "line 2: the question should start with <image>"),
+])  # fmt: skip
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = tmp_path / "chains.jsonl"
+    path.write_text(json.dumps(rows()[0]) + "\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(C.ChainError, match=message):
+        C.load_chains(path)
+
+
+def test_bytes_that_are_no_text_and_a_missing_file(tmp_path):
+    (tmp_path / "bad.jsonl").write_bytes(b"\n\xff\xfe{\n")
+    with pytest.raises(C.ChainError, match="line 2"):
+        C.load_chains(tmp_path / "bad.jsonl")
+    with pytest.raises(FileNotFoundError, match="01_cot_data"):
+        C.load_chains(tmp_path / "none.jsonl")
+
+
+# ---- the teacher's loop
+
+
+def test_prompts():
+    assert T.DESCRIBE == tuple(LOOKS_QUESTIONS)
+    assert T.structured_prompt("Which bird is this?", "a tarn", ["red crown", "long tail"]) == (
+        "Which bird is this? The label is a tarn. Features: red crown, long tail. Answer in four parts: "
+        "<analysis> </analysis> <options> </options> <comparison> </comparison> <prediction> </prediction>."
+    )
+
+
+class Sampled:
+    """A teacher that knows the field guide, reads with errors and drops parts at times, from one seed."""
+
+    def __init__(self, seed, rate=0.3):
+        self.rng, self.rate, self.calls = np.random.default_rng(seed), rate, []
+
+    def describe(self, prompts):
+        self.calls.append(("describe", prompts))
+        looks = [misread(self.rng, all_species()[i].looks, self.rate) for i, _ in prompts]
+        return [chain_parts(seen, [], "")["analysis"] for seen in looks]
+
+    def write(self, prompts):
+        self.calls.append(("write", prompts))
+        return [self._chain(all_species()[i]) for i, _ in prompts]
+
+    def _chain(self, species):
+        options = candidates(self.rng, species, species.looks)
+        guess = species if self.rng.random() > self.rate else options[0]
+        parts = chain_parts(species.looks, options, guess.name)
+        kept = [k for k in parts if self.rng.random() > self.rate / 10]
+        return "\n".join(f"<{k}> {parts[k]} </{k}>" for k in kept)
+
+
+def tasks(n=20):
+    return [T.Task(10 * i, all_species()[10 * i].name, "Which bird is this?") for i in range(n)]
+
+
+def build(seed, max_rounds=12, **options):
+    teacher = Sampled(seed, **options)
+    return teacher, T.build_chains(
+        tasks(), teacher.describe, teacher.write, K.choose_concepts, max_rounds, samples=2
+    )
+
+
+def test_build_chains_resamples_until_accepted():
+    teacher, built = build(0)
+    assert [a.task for a in built.accepted] == list(range(20))
+    assert all(a.chain.prediction == tasks()[a.task].label and not a.reasons for a in built.accepted)
+    assert built.rejected and all(a.reasons for a in built.rejected)
+    assert {r for a in built.rejected for r in a.reasons} >= {C.NOT_LABEL, C.FORMAT}
+    for attempt in built.accepted:  # one sample a round, and none after the accepted one
+        earlier = [a.round for a in built.rejected if a.task == attempt.task]
+        assert earlier == list(range(1, attempt.round))
+    assert [len(c) for c in built.captions] == [2 * len(T.DESCRIBE)] * 20
+    assert all(len(c) >= 3 for c in built.concepts)
+    assert [kind for kind, _ in teacher.calls].count("describe") == 1
+    first_round = teacher.calls[1][1]
+    assert first_round[3] == (
+        30,
+        T.structured_prompt("Which bird is this?", tasks()[3].label, built.concepts[3]),
+    )
+
+
+def test_build_chains_is_deterministic_and_gives_up():
+    assert build(1)[1] == build(1)[1]
+    teacher, built = build(2, max_rounds=1)
+    assert len(built.accepted) + len(built.rejected) == 20 and 0 < len(built.accepted) < 20
+    assert len(teacher.calls) == 2
+    teacher, built = build(2, rate=0.0)
+    assert built.rejected == [] and len(teacher.calls) == 2  # all done after one round
+
+
+def test_build_chains_names_bad_input():
+    teacher = Sampled(0)
+    with pytest.raises(ValueError, match="max_rounds"):
+        T.build_chains(tasks(), teacher.describe, teacher.write, K.choose_concepts, 0)
+    with pytest.raises(ValueError, match="19 texts for 20 prompts"):
+        T.build_chains(tasks(), teacher.describe, lambda p: teacher.write(p)[1:], K.choose_concepts)
+
+
+def test_accepted_chains_go_to_the_file_that_training_reads(tmp_path):
+    built = build(3)[1]
+    lines = []
+    for attempt in built.accepted:
+        task = tasks()[attempt.task]
+        lines.append(
+            C.chat_row(task.image_index, task.label, task.question, C.to_completion(attempt.chain), "x.png")
+        )
+    C.save_chains(tmp_path / "chains.jsonl", lines)
+    for row in C.load_chains(tmp_path / "chains.jsonl"):
+        assert extract_answer(C.question_and_completion(row)[1]) == row["label"]

@@ -1,0 +1,145 @@
+"""rewards.py on completions written by hand; the twelve released ones are in test_losses_released.py."""
+
+import pytest
+
+from finer1_lite import rewards as R
+
+LABELS = ["European Goldfinch", "American Goldfinch", "Goldfinch", "House Finch", "House Wren", "Wren"]
+FAMILY = {"European Goldfinch": "finches", "American Goldfinch": "finches", "Goldfinch": "finches",
+          "House Finch": "finches", "House Wren": "wrens", "Wren": "wrens"}
+
+
+def completion(answer, thought="a beak"):
+    return f"<think>{thought}</think> <answer>{answer}</answer>"
+
+
+@pytest.mark.parametrize("text, score", [
+    (completion("Wren"), 1.0), ("<think></think><answer></answer>", 1.0),
+    ("<think>a\nb</think>\n\n<answer>c</answer>", 1.0),
+    ("< think >a< / think >  < answer >b</ answer >", 1.0), (" <think>a</think><answer>b</answer>\n", 1.0),
+    ("<think>a</think><answer>b</answer> done", 0.0), ("so <think>a</think><answer>b</answer>", 0.0),
+    ("<think>a</think> well <answer>b</answer>", 0.0), ("<answer>b</answer>", 0.0), ("<think>a</think>", 0.0),
+    ("<think>a <answer>b</answer>", 0.0), ("<THINK>a</THINK><answer>b</answer>", 0.0), ("", 0.0),
+    ("<think>a</think><answer>b</answer><answer>c</answer>", 1.0),  # the last .*? may stretch, as released
+])
+def test_format(text, score):
+    assert R.format_reward(text) == score
+
+
+@pytest.mark.parametrize("text, answer", [
+    (completion(" House  Finch "), "House  Finch"), ("< answer >a</ answer>", "a"),
+    ("<answer>a\nb</answer>", "a\nb"),
+    ("<answer>a</answer><answer>b</answer>", "a"), ("<answer></answer>", ""), ("<answer>a", None),
+    ("a", None),
+    ("<answer>black / white</answer>", "black/white"),
+])
+def test_extract_answer(text, answer):
+    assert R.extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("answer, label, score", [
+    ("House Finch", "House Finch", 1.0), ("it is a HOUSE FINCH.", "House Finch", 1.0),
+    ("Finch", "House Finch", 0.0),
+    ("House Finch or Wren or Goldfinch", "Wren", 1.0), ("House  Finch", "House Finch", 0.0),
+    ("", "Wren", 0.0),
+    ("American Goldfinch", "Goldfinch", 1.0),
+])
+def test_accuracy_is_containment(answer, label, score):
+    assert R.accuracy_reward(completion(answer), label) == score
+
+
+def test_accuracy_reads_the_answer_only():
+    assert R.accuracy_reward(completion("Wren", thought="a House Finch"), "House Finch") == 0.0
+    assert R.accuracy_reward("House Finch", "House Finch") == 0.0
+
+
+def test_an_empty_label_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        R.accuracy_reward(completion("Wren"), " ")
+
+
+@pytest.mark.parametrize("text, expected", [
+    (completion("Wren"), (1.0, 1.0, 1.0)), (completion("House Finch"), (0.1, 1.0, 0.0)),
+    ("<answer>Wren</answer>", (0.9, 0.0, 1.0)), ("Wren", (0.0, 0.0, 0.0)),
+])
+def test_released_reward(text, expected):
+    assert R.released_reward(text, "Wren") == dict(zip(("overall", "format", "accuracy"), expected))
+
+
+@pytest.mark.parametrize("answer, label, score", [
+    ("house finch", "House Finch", 1.0), ("HOUSE-FINCH!", "House Finch", 1.0),
+    (" House\n Finch. ", "House Finch", 1.0),
+    ("a House Finch", "House Finch", 0.0), ("American Goldfinch", "Goldfinch", 0.0), ("", "Wren", 0.0),
+    ("Ｗｒｅｎ", "Wren", 1.0), ("Köhler's Wren", "kohler's wren", 0.0), ("Ko\u0308hler Wren", "Köhler Wren", 1.0),
+    ("737-200", "737 200", 1.0), ("737-20", "737-200", 0.0), ("...", "???", 0.0),
+])
+def test_strict_accuracy(answer, label, score):
+    assert R.strict_accuracy(completion(answer), label) == score
+
+
+def test_strict_accuracy_without_an_answer():
+    assert R.strict_accuracy("Wren", "Wren") == 0.0
+
+
+@pytest.mark.parametrize("answer, named", [
+    ("House Finch", ["House Finch"]), ("american goldfinch", ["American Goldfinch"]),
+    ("Goldfinch, American Goldfinch", ["American Goldfinch", "Goldfinch"]), ("a bird", []), ("Wrens", []),
+    ("House Wren / House Finch", ["House Finch", "House Wren"]), ("a wren or a Wren", ["Wren"]), ("", []),
+    ("not a house-wren but a european goldfinch", ["European Goldfinch", "House Wren"]),
+])
+def test_names_in(answer, named):
+    assert R.names_in(answer, LABELS) == named
+
+
+@pytest.mark.parametrize("answer, several", [
+    ("Wren", False), ("House Wren", False), ("House Wren or Wren", True), ("American Goldfinch", False),
+    ("European Goldfinch or American Goldfinch", True), ("House Finch", False), ("a bird", False),
+    ("New Bird or Wren", True),  # the label counts even if the list lacks it
+])
+def test_names_several(answer, several):
+    label = "New Bird" if "New" in answer else "House Wren"
+    assert R.names_several(answer, label, LABELS) is several
+
+
+def test_guarded_reward_closes_the_hack():
+    hack = completion("American Goldfinch or European Goldfinch")
+    assert R.released_reward(hack, "European Goldfinch")["overall"] == 1.0
+    guarded = R.guarded_reward(hack, "European Goldfinch", LABELS)
+    assert guarded == {"overall": 0.1, "format": 1.0, "accuracy": 0.0}
+    assert R.released_reward(completion("House Wren"), "Wren")["accuracy"] == 1.0
+    assert R.guarded_reward(completion("House Wren"), "Wren", LABELS)["accuracy"] == 0.0
+    assert R.guarded_reward(completion("wren"), "wren", LABELS)["accuracy"] == 1.0
+    for label in LABELS:  # an honest answer is not punished, also where one name is part of another
+        assert R.guarded_reward(completion(f"It is a {label}."), label, LABELS)["overall"] == 1.0
+    assert R.guarded_reward("no answer", "Wren", LABELS)["overall"] == 0.0
+
+
+@pytest.mark.parametrize("answer, label, overall, accuracy, look_alike", [
+    ("House Finch", "House Finch", 1.0, 1.0, 0.0),
+    ("American Goldfinch", "House Finch", 0.1 + 0.9 * 0.4, 0.0, 1.0),
+    ("House Wren", "House Finch", 0.1, 0.0, 0.0), ("House Finch or Goldfinch", "House Finch", 0.1, 0.0, 0.0),
+    ("American Goldfinch or Goldfinch", "House Finch", 0.1, 0.0, 0.0),
+    ("a bird", "House Finch", 0.1, 0.0, 0.0),
+    ("House Wren", "Wren", 0.1 + 0.9 * 0.4, 0.0, 1.0),  # contains the label, but is another class
+    ("Wren", "House Wren", 0.1 + 0.9 * 0.4, 0.0, 1.0),
+])
+def test_look_alike_reward(answer, label, overall, accuracy, look_alike):
+    scores = R.look_alike_reward(completion(answer), label, FAMILY, credit=0.4)
+    assert scores.pop("overall") == pytest.approx(overall)
+    assert scores == {"format": 1.0, "accuracy": accuracy, "look_alike": look_alike}
+
+
+def test_look_alike_credit_lies_between_wrong_and_right():
+    wrong, close, right = (
+        R.look_alike_reward(completion(answer), "House Finch", FAMILY)["overall"]
+        for answer in ("House Wren", "Goldfinch", "House Finch")
+    )
+    assert wrong < close < right
+    assert R.look_alike_reward("nothing", "House Finch", FAMILY)["overall"] == 0.0
+
+
+def test_look_alike_errors():
+    with pytest.raises(ValueError, match="no family for 'Owl'"):
+        R.look_alike_reward(completion("Owl"), "Owl", FAMILY)
+    with pytest.raises(ValueError, match="credit"):
+        R.look_alike_reward(completion("Wren"), "Wren", FAMILY, credit=1.0)
