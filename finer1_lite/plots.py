@@ -1,8 +1,10 @@
-"""Pictures that the chapters share: grids of images, training curves (also live), bars with intervals.
+"""Pictures that the chapters share: images, also with texts, tokens, training curves (also live), bars.
 
 The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches tell them
 apart in grey.
 """
+
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -95,4 +97,46 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     axis.set_xticks(range(len(groups)), groups)
     axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.tight_layout()
+    return figure
+
+
+def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92, lines: int = 18):
+    """One row for each text: its images on the left (a list for each row), the text, wrapped, on the right.
+
+    titles: one for each image, in the same lists. Texts are cut after `lines` lines.
+    """
+    wrapped = [[w for line in t.splitlines() for w in textwrap.wrap(line, width) or [""]] for t in texts]
+    heights = [max(side + 0.3, 0.15 * min(len(w), lines + 1)) for w in wrapped]
+    across = max(len(row) for row in images)
+    figure, axes = plt.subplots(
+        len(texts), across + 1, figsize=(side * across + 0.068 * width, sum(heights)), squeeze=False,
+        gridspec_kw={"width_ratios": [side] * across + [0.068 * width], "height_ratios": heights},
+    )  # fmt: skip
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, row in enumerate(images):
+        for axis, image, title in zip(axes[i], row, titles[i] if titles else [""] * across):
+            axis.imshow(image)
+            axis.set_title(title, fontsize=8)
+        text = "\n".join(wrapped[i][:lines] + ["..."] * (len(wrapped[i]) > lines))
+        axes[i, -1].text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def token_strip(tokens: list[str], values, label: str, columns: int = 16, limits=None):
+    """Tokens in reading order, each on a cell whose brightness is its value; `label` names the values."""
+    rows = -(-len(tokens) // columns)
+    grid = np.full(rows * columns, np.nan)
+    grid[: len(tokens)] = values
+    low, high = limits or (np.nanmin(grid), np.nanmax(grid))
+    figure, axis = plt.subplots(figsize=(columns * 0.72, rows * 0.36 + 0.3))
+    shown = axis.imshow(grid.reshape(rows, columns), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for i, token in enumerate(tokens):
+        color = "white" if grid[i] < (low + high) / 2 else "black"
+        place = {"ha": "center", "va": "center", "color": color, "fontsize": 8, "parse_math": False}
+        axis.text(i % columns, i // columns, token, **place)
+    axis.axis("off")
+    figure.colorbar(shown, label=label, pad=0.01, fraction=0.03)
+    figure.tight_layout(pad=0.3)
     return figure

@@ -1,6 +1,9 @@
 """losses.py against values worked out by hand, loops written from the equations, and finite differences."""
 
+import ast
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +35,14 @@ def random_batch(seed=0, rows=6, tokens=5, group=3, dtype=F64):
         "advantages": L.group_advantages(rewards, group),
         "correct": rewards > 1,
     }
+
+
+@pytest.mark.parametrize("name, allowed", [("losses", {"torch"}), ("samplers", {"numpy"}), ("rewards", set())])
+def test_the_heart_imports_nothing_of_ours(name, allowed):
+    tree = ast.parse(Path(L.__file__).with_name(f"{name}.py").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module.split(".")[0] for module in imported} - sys.stdlib_module_names == allowed
 
 
 # ---- advantages
@@ -310,6 +321,14 @@ def test_the_two_forms_are_each_others_inverse_ratio():
     # What tells them apart is the gradient at log pi: e^x - 1 grows without bound, 1 - e^-x does not.
 
 
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_kl_of_nearly_equal_branches_in_fp32(form):
+    """x^2 / 2, where e^x - x - 1 would return rounding noise of either sign."""
+    x = torch.tensor([[1e-4, -1e-4, 3e-5, -2e-5]])
+    kl = L.inter_class_kl(x, torch.zeros(1, 4), form)
+    torch.testing.assert_close(kl, x.square() / 2, rtol=1e-2, atol=0.0)
+
+
 def test_kl_cap_and_clamp_off():
     logps, negative = torch.tensor([[3.0, -2.0, -9.0]], dtype=F64), torch.zeros(1, 3, dtype=F64)
     close(L.inter_class_kl(logps, negative, "paper", cap=2.0), [[2.0, math.exp(-2.0) + 1, 2.0]])
@@ -370,6 +389,34 @@ def test_count_items():
     assert [L.count_items(MASK, "micro_batch", size) for size in (1, 2, 3, 4)] == [3, 2, 1, 1]
     with pytest.raises(ValueError, match="micro_batch_size"):
         L.count_items(MASK, "micro_batch")
+
+
+@pytest.mark.parametrize("form", L.KL_FORMS)
+def test_masked_infinities_leave_no_trace(form):
+    config = L.LossConfig(**STRONG, kl_form=form)
+    batch = random_batch(8)
+    hidden = batch["completion_mask"] == 0
+    results = []
+    for junk in (0.0, -torch.inf, torch.nan):
+        logps = {n: batch[n].masked_fill(hidden, junk) for n in batch if n.endswith("logps")}
+        leaves = [logps[n].requires_grad_() for n in ("per_token_logps", "negative_per_token_logps")]
+        loss, _ = L.tapo_loss(**(batch | logps), config=config)
+        results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_computed_in_fp32(half):
+    logits = torch.linspace(-20, 20, 24).view(2, 3, 4).to(half)
+    ids = torch.tensor([[0, 1, 2], [3, 0, 1]])
+    for function in (lambda x: L.selective_log_softmax(x, ids), lambda x: L.entropy_terms(logits=x)):
+        assert function(logits).dtype == torch.float32
+        assert torch.equal(function(logits), function(logits.float()))
+    batch = random_batch(3, dtype=torch.float32)
+    low = {n: v.to(half) if v.is_floating_point() else v for n, v in batch.items()}
+    up = {n: v.float() if v.is_floating_point() else v for n, v in low.items()}
+    assert torch.equal(L.tapo_loss(**low)[0], L.tapo_loss(**up)[0])
 
 
 def test_aggregate_of_nothing_is_zero():

@@ -78,15 +78,16 @@ def test_padding_changes_nothing(batch, config, extra, filler):
     same_metrics(long[3], short[3])
 
 
-@laws
-@given(batches(), configs, st.data())
-def test_masked_values_are_never_read(batch, config, data):
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(laws, max_examples=10)
+@given(batches(), st.sampled_from([float("-inf"), float("inf"), float("nan"), 1e30]))
+def test_masked_values_are_never_read(name, batch, junk):
     """-inf or NaN under mask 0 gives the same loss and gradient, and none of them is NaN."""
     hidden = batch["completion_mask"] == 0
-    junk = data.draw(st.sampled_from([float("-inf"), float("inf"), float("nan"), 1e30]))
+    assume(hidden.any())
     names = ("per_token_logps", "old_per_token_logps", "negative_per_token_logps")
-    dirty = {name: batch[name].detach().masked_fill(hidden, junk).requires_grad_() for name in names}
-    a, b = evaluate(batch, config), evaluate(batch, config, **dirty)
+    dirty = {n: batch[n].detach().masked_fill(hidden, junk).requires_grad_() for n in names}
+    a, b = evaluate(batch, CONFIGS[name]), evaluate(batch, CONFIGS[name], **dirty)
     for x, y in zip(a[:3], b[:3]):
         same(x, y)
         assert torch.isfinite(y).all()

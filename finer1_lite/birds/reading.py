@@ -45,7 +45,7 @@ def batch_loss(model, processor, rows) -> tuple[torch.Tensor, int]:
     return nn.functional.cross_entropy(logits, targets[wanted], reduction="sum"), int(wanted.sum())
 
 
-def train_language(model, processor, seen, steps, seed, n_images=32, n_texts=48, lr=2e-3, save=None):
+def train_language(model, processor, seen, steps, seed, n_images=20, n_texts=44, lr=2e-3, save=None):
     """Train everything but the vision tower, in place."""
     rng = np.random.default_rng(seed)
     model.model.visual.requires_grad_(False)

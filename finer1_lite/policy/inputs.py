@@ -78,7 +78,9 @@ class VisionCache:
     """
 
     def __init__(self, model, processor, images, batch_size: int = 32):
-        self.model, self.processor, self.images, self.batch_size = model, processor, images, batch_size
+        qwen = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
+        self.vision = qwen.model.visual
+        self.processor, self.images, self.batch_size = processor, images, batch_size
         self.patches_encoded, self._seen = 0, {}
 
     def get(self, indices) -> list[Seen]:
@@ -93,9 +95,8 @@ class VisionCache:
         images = [self.images[i].convert("RGB") for i in indices]
         batch = self.processor.image_processor(images, return_tensors="pt")
         grid = batch["image_grid_thw"]
-        vision = self.model.model.visual if hasattr(self.model, "model") else self.model.visual
-        pixels = batch["pixel_values"].to(vision.device, vision.dtype)
-        merged = vision(pixels, grid.to(vision.device)).pooler_output.cpu()
+        pixels = batch["pixel_values"].to(self.vision.device, self.vision.dtype)
+        merged = self.vision(pixels, grid.to(self.vision.device)).pooler_output.cpu()
         self.patches_encoded += len(pixels)
         sizes = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
         self._seen |= {i: Seen(t.clone(), g) for i, t, g in zip(indices, merged.split(sizes), grid)}
