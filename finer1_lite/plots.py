@@ -16,9 +16,10 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 10, "axes.spines.top": False
 
 
 def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
-    """Images in rows of `columns`, each with a small title."""
+    """Images in rows of `columns`, each with a small title of one or more lines."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.35)), squeeze=False)
+    height = side + 0.2 + 0.15 * max(title.count("\n") + 1 for title in titles or [""])
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * height), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, images)):

@@ -37,7 +37,9 @@ def random_batch(seed=0, rows=6, tokens=5, group=3, dtype=F64):
     }
 
 
-@pytest.mark.parametrize("name, allowed", [("losses", {"torch"}), ("samplers", {"numpy"}), ("rewards", set())])
+@pytest.mark.parametrize("name, allowed", [
+    ("losses", {"torch"}), ("samplers", {"numpy"}), ("rewards", set()),
+])
 def test_the_heart_imports_nothing_of_ours(name, allowed):
     tree = ast.parse(Path(L.__file__).with_name(f"{name}.py").read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

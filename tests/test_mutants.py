@@ -1,8 +1,8 @@
-"""Are the tests any good? Each mutant is a deliberately wrong version of the code; named tests must fail on it.
+"""Are the tests any good? Each mutant is a deliberately wrong version of the code that tests must notice.
 
-A mutant replaces one piece of a module's source. The module is built anew from it, put in the place of the true
-one in a copy of the test module, and the named tests run. A mutant that one of its tests does not notice fails,
-and so does one whose piece of source has gone.
+A mutant replaces one piece of a module's source. The module is built anew from it, put in the place of the
+true one in a copy of the test module, and the named tests run. A mutant that one of its tests does not notice
+fails, and so does one whose piece of source has gone.
 """
 
 import importlib.util
