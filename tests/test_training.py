@@ -1,0 +1,140 @@
+"""The two loops train for real on the tiny model: every adapter weight moves, the same seed repeats itself."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finer1_lite.birds.dataset import load_birds
+from finer1_lite.config import get_profile
+from finer1_lite.losses import DAPO, TAPO, LossConfig
+from finer1_lite.policy.inputs import VisionCache
+from finer1_lite.policy.load import load_policy
+from finer1_lite.samplers import TripletSampler
+from finer1_lite.sft import answer_loss, epochs_of, train_sft
+from finer1_lite.story import answer_rows, dapo_setting, look_alike_classes
+from finer1_lite.tapo import Tapo, own_images
+
+PROFILE = get_profile("cpu")
+SMALL = replace(PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 1}})["train"].select(range(24))
+
+
+@pytest.fixture(scope="module")
+def cache(data):
+    policy = load_policy(PROFILE)
+    return VisionCache(policy.model, policy.processor, data["image"])
+
+
+def adapter(policy):
+    return {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
+
+
+def half_right(completion: str, label: str) -> dict[str, float]:
+    """A reward with a signal for any policy: does the text have an even number of letters?"""
+    value = float(len(completion) % 2 == 0)
+    return {"overall": value, "accuracy": value, "format": 1.0}
+
+
+def loop(cache, data, loss, config=SMALL, seed=0):
+    policy = load_policy(PROFILE, seed=seed)
+    sampler = TripletSampler(data["label"], look_alike_classes(cache, data["label"]), seed)
+    return Tapo(policy, cache, data["label"], sampler, config, loss, seed, half_right)
+
+
+def test_sft_lowers_the_loss_and_moves_every_adapter_weight(cache, data):
+    policy = load_policy(PROFILE)
+    before, frozen = adapter(policy), {n: p.clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
+    rows = answer_rows(data["label"], cache, 0)
+    history = train_sft(policy, rows, replace(PROFILE.sft_answers, epochs=6, batch_size=8), seed=0)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert [n for n, p in adapter(policy).items() if torch.equal(p, before[n])] == []
+    assert all(torch.equal(p, frozen[n]) for n, p in policy.model.named_parameters() if n in frozen)
+
+
+def test_sft_gradients_do_not_depend_on_the_cut_into_micro_batches(cache, data):
+    from finer1_lite.sft import _step
+
+    rows = answer_rows(data["label"], cache, 0)[:8]
+    grads = []
+    for size in (8, 3):
+        policy = load_policy(PROFILE)
+        _step(policy, rows, size)
+        grads.append([p.grad for p in policy.trainable()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_answer_loss_counts_the_end_token(cache, data):
+    policy = load_policy(PROFILE)
+    row = answer_rows(data["label"], cache, 0)[:1]
+    _, n = answer_loss(policy, row)
+    assert n == len(policy.processor.tokenizer(row[0][2])["input_ids"]) + 1
+
+
+def test_epochs_use_every_row_once():
+    batches = list(epochs_of(10, 4, 3, seed=1))
+    assert [len(b) for b in batches] == [4, 4, 2] * 3
+    assert sorted(sum(batches[:3], [])) == list(range(10)) and batches[:3] != batches[3:6]
+
+
+def test_sft_without_rows_says_so():
+    with pytest.raises(ValueError, match="no rows"):
+        train_sft(None, [], PROFILE.sft, 0)
+
+
+@pytest.mark.parametrize("loss", [TAPO, DAPO, LossConfig(update_image="own", old_image="own", negative_grad=False)])
+def test_rl_moves_every_adapter_weight(cache, data, loss):
+    setting = replace(SMALL, num_anchor=6, num_positive=0) if loss is DAPO else SMALL
+    rl = loop(cache, data, loss, setting)
+    before = adapter(rl.policy)
+    history = rl.train()
+    assert len(history) == 2 and all(row["groups_kept"] for row in history)
+    # The first step moves only B (A's gradient is B times something, and B starts at 0); the second moves both.
+    assert [n for n, p in adapter(rl.policy).items() if torch.equal(p, before[n])] == []
+
+
+def test_the_same_seed_trains_the_same_adapter(cache, data):
+    runs = []
+    for _ in range(2):
+        rl = loop(cache, data, TAPO)
+        rl.train()
+        runs.append(adapter(rl.policy))
+    assert all(torch.equal(p, runs[1][n]) for n, p in runs[0].items())
+
+
+def test_groups_pool_anchor_and_positive(cache, data):
+    rl = loop(cache, data, TAPO)
+    group = rl.roll_out(rl.sampler.next(1))[0]
+    t = group.triplet
+    assert own_images(group, 3) == [t.anchor] * 3 + [t.positive] * 3
+    assert len(group.texts) == len(group.rewards) == 6 and group.label == data["label"][t.anchor]
+    assert data["label"][t.positive] == group.label != data["label"][t.negative] and t.positive != t.anchor
+
+
+def test_ratio_starts_at_one_and_the_loss_of_dapo_at_zero(cache, data):
+    rl = loop(cache, data, DAPO, replace(SMALL, num_anchor=6, num_positive=0))
+    groups, _ = rl.collect()
+    metrics = rl.update(groups)
+    assert metrics["loss"] == pytest.approx(0, abs=1e-5) and metrics["grad_norm"] > 1e-4
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-6)
+
+
+def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):
+    moved = []
+    for size in (6, 12):
+        rl = loop(cache, data, TAPO, replace(SMALL, micro_batch=size))
+        groups, _ = rl.collect()
+        metrics = rl.update(groups)
+        moved.append((metrics["loss"], metrics["grad_norm"]))
+    assert moved[0] == pytest.approx(moved[1], rel=1e-4)
+
+
+def test_dapo_has_as_many_rollouts_as_tapo_and_no_triplet_terms():
+    config, loss = dapo_setting(PROFILE)
+    assert config.num_anchor == PROFILE.tapo.num_anchor + PROFILE.tapo.num_positive and not config.num_positive
+    assert loss.gamma == loss.eta1 == loss.eta2 == 0
