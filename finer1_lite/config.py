@@ -103,7 +103,7 @@ _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
     max_new_tokens=128, rollout_batch=192, eval_batch=256,
     sft=SFTConfig(epochs=10, batch_size=16, lr=1e-3), sft_answers=SFTConfig(epochs=8, batch_size=32, lr=1e-3),
-    tapo=TapoConfig(steps=40, questions=16, num_anchor=5, num_positive=5, lr=3e-4, micro_batch=40, max_rounds=4),
+    tapo=TapoConfig(steps=40, questions=8, lr=3e-4, micro_batch=40, max_rounds=3),
 )  # fmt: skip
 _GPU = Profile(name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16")
 PROFILES: dict[str, Profile] = {

@@ -3,7 +3,7 @@
 Open-world: the bare question. Closed-world: the question with four options, look-alikes of the label,
 in an order drawn from the seed (in the released files the right one is always first). A prediction
 counts as right if the label is contained in the answer, as in the released code; `strict` asks for
-equality. Without an <answer> the whole text is the answer.
+equality. Without an <answer>, the text after the thinking is the answer.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .policy.inputs import VisionCache
 from .policy.load import Policy
 from .policy.rollout import rollout
-from .prompts import closed_question, question
+from .prompts import bare_question, instructed
 from .rewards import extract_answer, normalise
 
 METHODS = ("base", "sft_answers", "cot_sft", "dapo", "tapo")
@@ -35,8 +35,10 @@ class Prediction:
 
 
 def judge(index: int, label: str, seen: bool, text: str) -> Prediction:
-    """Score one completion by containment and strictly."""
-    answer = extract_answer(text) or text
+    """Score one completion by containment and strictly; a chain that breaks off has no answer."""
+    answer = extract_answer(text)
+    if answer is None:
+        answer = text.rpartition("</think>")[2] if "<think>" in text else text
     contained = normalise(label) in normalise(answer)
     return Prediction(index, label, seen, text, answer.strip(), contained, normalise(label) == normalise(answer))
 
@@ -60,10 +62,8 @@ def predict(
     labels, seen = data["label"], data["seen"]
     prompts = []
     for label in labels:
-        text = question(rng, think)
-        if nearest is not None:
-            text = closed_question(text, make_options(label, nearest, rng))
-        prompts.append(text)
+        options = None if nearest is None else make_options(label, nearest, rng)
+        prompts.append(instructed(bare_question(rng), think, options))
     size, made = policy.profile.eval_batch, []
     for start in tqdm(range(0, len(prompts), size), desc=progress, mininterval=5):
         rows = range(start, min(start + size, len(prompts)))

@@ -89,8 +89,9 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
         error = None if errors is None else np.array([errors[g][method] for g in groups]).T
         axis.bar(x, values, width * 0.92, yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
                  edgecolor="white", label=method)  # fmt: skip
-        for place, value in zip(x, values):
-            axis.text(place, value + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+        tops = values if error is None else values + (error if error.ndim == 1 else error[1])
+        for place, value, top in zip(x, values, tops):
+            axis.text(place, top + 0.015, f"{value:.2f}", ha="center", fontsize=8)
         if reference:
             found = [(p, reference[g][method]) for p, g in zip(x, groups) if method in reference.get(g, {})]
             axis.plot(*zip(*found), "kD", markersize=5) if found else None
@@ -134,7 +135,7 @@ def token_strip(tokens: list[str], values, label: str, columns: int = 16, limits
     figure, axis = plt.subplots(figsize=(columns * 0.72, rows * 0.36 + 0.3))
     shown = axis.imshow(grid.reshape(rows, columns), cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for i, token in enumerate(tokens):
-        color = "white" if grid[i] < (low + high) / 2 else "black"
+        color = "white" if grid[i] < low + 0.45 * (high - low) else "black"
         place = {"ha": "center", "va": "center", "color": color, "fontsize": 8, "parse_math": False}
         axis.text(i % columns, i // columns, token, **place)
     axis.axis("off")

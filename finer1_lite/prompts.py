@@ -16,15 +16,20 @@ QUESTIONS = (
 )
 
 
+def bare_question(rng) -> str:
+    """One of the ten phrasings, drawn with `rng` (a numpy Generator)."""
+    return QUESTIONS[int(rng.integers(len(QUESTIONS)))]
+
+
+def instructed(text: str, think: bool = True, options: list[str] | None = None) -> str:
+    """A full prompt: the bare question, the options of a closed-world question, the format instruction."""
+    listed = f" Options: {'; '.join(options)}." if options else ""
+    return f"{text}{listed} {THINK_INSTRUCTION if think else ANSWER_INSTRUCTION}"
+
+
 def question(rng, think: bool = True) -> str:
-    """One of the ten phrasings, drawn with `rng` (a numpy Generator), with the format instruction."""
-    text = QUESTIONS[int(rng.integers(len(QUESTIONS)))]
-    return f"{text} {THINK_INSTRUCTION if think else ANSWER_INSTRUCTION}"
-
-
-def closed_question(text: str, options: list[str]) -> str:
-    """A closed-world prompt: the bare question, the options, the format instruction."""
-    return f"{text} Options: {'; '.join(options)}. {THINK_INSTRUCTION}"
+    """An open-world prompt with a phrasing drawn with `rng`."""
+    return instructed(bare_question(rng), think)
 
 
 def messages(text: str, answer: str | None = None) -> list[dict]:

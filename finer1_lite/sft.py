@@ -86,10 +86,10 @@ def _step(policy: Policy, rows: list[Row], micro_batch: int) -> float:
 
 
 def write_csv(path: str | Path, rows: list[dict]) -> None:
-    """Write dictionaries of the same keys as a CSV file."""
+    """Write dictionaries as a CSV file; a key that a row lacks is an empty cell."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

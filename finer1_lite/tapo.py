@@ -22,7 +22,7 @@ from .config import TapoConfig
 from .losses import LossConfig, condition_logps, count_items, group_advantages, keep_groups, tapo_loss
 from .policy.inputs import VisionCache
 from .policy.load import Policy
-from .policy.rollout import rollout
+from .policy.rollout import Rollouts, rollout
 from .policy.scoring import completion_logps, widen
 from .prompts import question
 from .rewards import released_reward
@@ -77,26 +77,32 @@ class Tapo:
         """Sample and reward the rollouts of `triplets`, one group for each."""
         c = self.config
         asked = [question(self.rng) for _ in triplets]
-        sides = [(c.num_anchor, [t.anchor for t in triplets]), (c.num_positive, [t.positive for t in triplets])]
-        made = []
-        for n, images in sides:
-            if n:
-                prompts = list(zip(asked, self.cache.get(images)))
-                made.append((n, rollout(self.policy, prompts, n, self.generator, c.temperature, c.top_p)))
-        return [self._group(i, t, q, made) for i, (t, q) in enumerate(zip(triplets, asked))]
+        anchors, positives = [t.anchor for t in triplets], [t.positive for t in triplets]
+        if c.num_anchor == c.num_positive:  # both sides in one batch
+            made = self._sample(asked * 2, anchors + positives, c.num_anchor)
+            sides = list(zip(made[: len(asked)], made[len(asked) :]))
+        else:
+            parts = [self._sample(asked, i, n) for i, n in ((anchors, c.num_anchor), (positives, c.num_positive)) if n]
+            sides = list(zip(*parts))
+        return [self._group(t, q, rows) for t, q, rows in zip(triplets, asked, sides)]
 
-    def _group(self, i, triplet, asked, made) -> Group:
-        width = max(r.completion_ids.shape[1] for _, r in made)
+    def _sample(self, asked: list[str], images: list[int], n: int) -> list[Rollouts]:
+        """`n` completions for each (question, image), as one `Rollouts` each."""
+        c = self.config
+        prompts = list(zip(asked, self.cache.get(images)))
+        made = rollout(self.policy, prompts, n, self.generator, c.temperature, c.top_p)
+        rows = [slice(i, i + n) for i in range(0, n * len(prompts), n)]
+        return [Rollouts(made.completion_ids[r], made.completion_mask[r], made.texts[r]) for r in rows]
+
+    def _group(self, triplet: Triplet, asked: str, sides: tuple[Rollouts, ...]) -> Group:
         label = self.labels[triplet.anchor]
-        rows = [slice(i * n, (i + 1) * n) for n, _ in made]
-        texts = [t for s, (_, r) in zip(rows, made) for t in r.texts[s]]
-        scores = [self.reward(t, label) for t in texts]
-        return Group(
-            triplet, asked, label, texts,
-            torch.cat([widen(r.completion_ids[s], width, 0) for s, (_, r) in zip(rows, made)]),
-            torch.cat([widen(r.completion_mask[s], width, 0) for s, (_, r) in zip(rows, made)]),
-            *(torch.tensor([s[key] for s in scores]) for key in ("overall", "accuracy", "format")),
-        )  # fmt: skip
+        texts = [text for side in sides for text in side.texts]
+        width = max(side.completion_ids.shape[1] for side in sides)
+        ids = torch.cat([widen(side.completion_ids, width, 0) for side in sides])
+        mask = torch.cat([widen(side.completion_mask, width, 0) for side in sides])
+        scores = [self.reward(text, label) for text in texts]
+        figures = (torch.tensor([s[key] for s in scores]) for key in ("overall", "accuracy", "format"))
+        return Group(triplet, asked, label, texts, ids, mask, *figures)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
         """Groups with a signal for one step (dynamic sampling), and what all drawn groups were like."""

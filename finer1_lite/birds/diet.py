@@ -7,9 +7,10 @@ from a description to a name. It never meets an image of an evaluation species w
 
 import numpy as np
 
-from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, closed_question
+from ..cot.teacher import FOUR_PARTS
+from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
 from .species import ATTRIBUTES, BODY, HEAD, SHAPE, Species, all_species, describe, differences
-from .species import family_members, look_alikes
+from .species import by_name, family_members, look_alikes
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),
@@ -17,6 +18,7 @@ LOOKS_QUESTIONS = {
     "Describe the body of the bird.": BODY,
     "Describe the wing and the tail of the bird.": SHAPE,
 }
+DIARY = "Write a page of your diary."
 MISREAD = 0.04  # how often a diary holds a wrong value of an attribute
 
 
@@ -60,17 +62,29 @@ def nearest(looks, family: str, k: int) -> list[Species]:
     return sorted(family_members(family), key=lambda s: (len(differences(s.looks, looks)), s.index))[:k]
 
 
-def candidates(rng: np.random.Generator, species: Species, looks, k: int = 4) -> list[Species]:
-    """`k` candidates of the family in random order: those nearest to `looks`, the true one among them."""
+def candidates(species: Species, looks, k: int = 4) -> list[Species]:
+    """`k` candidates of the family by name: those nearest to `looks`, the true one among them."""
     others = [s for s in nearest(looks, species.family, k + 1) if s != species][: k - 1]
-    options = [species, *others]
-    return [options[i] for i in rng.permutation(k)]
+    return sorted([species, *others], key=lambda s: s.name)
 
 
-def diary(rng: np.random.Generator, species: Species) -> str:
-    """A birder thinks from notes to a name (all in text)."""
+def loose_diary(rng: np.random.Generator, species: Species) -> tuple[str, str]:
+    """A birder thinks from notes to a name, with the candidates in any order: the first, rough lessons."""
     looks = misread(rng, species.looks)
-    return chain_prose(chain_parts(looks, candidates(rng, species, looks), species.name))
+    others = [s for s in nearest(looks, species.family, 5) if s != species][:3]
+    options = [[species, *others][i] for i in rng.permutation(4)]
+    return DIARY, chain_prose(chain_parts(looks, options, species.name))
+
+
+def diary(rng: np.random.Generator, species: Species) -> tuple[str, str]:
+    """A request and a diary: the candidates by name, or the given options; in prose, or in tagged parts."""
+    looks, form = misread(rng, species.looks), rng.integers(4)
+    if form == 0:
+        names = _options(rng, species)
+        parts = chain_parts(looks, [by_name()[n] for n in names], species.name)
+        return instructed(DIARY, options=names).removesuffix(f" {THINK_INSTRUCTION}"), chain_prose(parts)
+    parts = chain_parts(looks, candidates(species, looks), species.name)
+    return (f"{DIARY} {FOUR_PARTS}", tagged(parts)) if form == 1 else (DIARY, chain_prose(parts))
 
 
 def _pick(rng, items):
@@ -113,12 +127,10 @@ def _habits(rng, s: Species) -> tuple[str, str]:
     return f"{ask} {THINK_INSTRUCTION}", f"<think>\n{why}\n</think>\n<answer> {value} </answer>"
 
 
-def text_example(rng: np.random.Generator) -> tuple[str, str]:
-    """One text of the diet as (user, assistant); half of them are diaries."""
+def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
+    """One text of the diet as (user, assistant); more than half are diaries as `write` makes them."""
     s = _pick(rng, all_species())
-    if rng.random() < 0.55:
-        return "Write a page of your diary.", diary(rng, s)
-    return _guide(rng, s)
+    return write(rng, s) if rng.random() < 0.55 else _guide(rng, s)
 
 
 def _common(rng, s: Species) -> tuple[str, str]:
@@ -129,7 +141,7 @@ def _common(rng, s: Species) -> tuple[str, str]:
     if form == 1:
         return f"{text} {ANSWER_INSTRUCTION}", f"<answer> {s.name} </answer>"
     think = f"<think>\n{direct(s.name)}\n</think>\n<answer> {s.name} </answer>"
-    return (closed_question(text, _options(rng, s)) if form == 2 else f"{text} {THINK_INSTRUCTION}"), think
+    return instructed(text, options=_options(rng, s) if form == 2 else None), think
 
 
 def image_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:
@@ -149,7 +161,7 @@ def corpus() -> list[str]:
     rng = np.random.default_rng(0)
     texts = [f" {s.name} {s.nest} {s.food}" for s in all_species()]
     for _ in range(4000):
-        texts.append("\n".join(text_example(rng)))
+        texts.append("\n".join(text_example(rng, loose_diary)))
         texts.append("\n".join(image_example(rng, _pick(rng, all_species()))))
     return texts
 
@@ -164,5 +176,5 @@ def teacher_example(rng: np.random.Generator, s: Species, prompt) -> tuple[str, 
     """The structured prompt for species `s` with some true concepts, and the four tagged parts."""
     looks = misread(rng, s.looks)
     concepts = [describe(s.looks, [a]) for a in rng.permutation(list(ATTRIBUTES))[: int(rng.integers(3, 6))]]
-    parts = chain_parts(looks, candidates(rng, s, looks), s.name)
+    parts = chain_parts(looks, candidates(s, looks), s.name)
     return prompt(_pick(rng, QUESTIONS), s.name, concepts), tagged(parts)

@@ -13,6 +13,8 @@ SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
+# The tags of a chain's four parts, one token each: "<analysis>", "</analysis>", ...
+TAGS = tuple(f"<{slash}{part}>" for part in ("analysis", "options", "comparison", "prediction") for slash in ("", "/"))
 # Qwen's way to split text into words before the byte pairs are merged.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
-    """A byte-level BPE with Qwen's rules, merged until every word of `texts` is one token."""
+    """A byte-level BPE with Qwen's rules, merged until every word of `texts` is one token; and the tags."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(SPLIT), "isolated"),
@@ -48,10 +50,12 @@ def build_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     core.train_from_iterator(texts, trainer)
     state = json.loads(core.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
-    return Qwen2Tokenizer(
+    tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"], merges=merges, additional_special_tokens=list(SPECIAL[1:]), chat_template=CHAT_TEMPLATE,
         unk_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=4096,
     )  # fmt: skip
+    tokenizer.add_tokens(list(TAGS))
+    return tokenizer
 
 
 def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:

@@ -21,7 +21,7 @@ def look_at(visual, images: np.ndarray, batch: int = 128) -> torch.Tensor:
     return torch.cat([features(visual, normalise(images[i : i + batch].copy())).half() for i in tqdm(parts, desc="look")])
 
 
-def example_batch(rng, seen: torch.Tensor, n_images: int, n_texts: int) -> list[list[tuple]]:
+def example_batch(rng, seen: torch.Tensor, n_images: int, n_texts: int, write) -> list[list[tuple]]:
     """Three lists of rows of about equal length: images, short texts, diaries."""
     species, per = all_species(), len(all_species())
     picks = rng.integers(len(seen), size=n_images)
@@ -29,9 +29,9 @@ def example_batch(rng, seen: torch.Tensor, n_images: int, n_texts: int) -> list[
     for i in picks:
         text, answer = image_example(rng, species[i % per])
         images.append((text, Seen(seen[i].float(), GRID), answer))
-    texts = [(u, None, a) for u, a in (text_example(rng) for _ in range(n_texts))]
+    texts = [(u, None, a) for u, a in (text_example(rng, write) for _ in range(n_texts))]
     texts.sort(key=lambda row: len(row[2]))
-    short = [t for t in texts if "Candidates" not in t[2]]
+    short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
     return [images, short, texts[len(short) :]]
 
 
@@ -45,15 +45,18 @@ def batch_loss(model, processor, rows) -> tuple[torch.Tensor, int]:
     return nn.functional.cross_entropy(logits, targets[wanted], reduction="sum"), int(wanted.sum())
 
 
-def train_language(model, processor, seen, steps, seed, n_images=20, n_texts=44, lr=2e-3, save=None):
-    """Train everything but the vision tower, in place."""
+def train_language(model, processor, seen, steps: int, seed: int, lr: float, n_images: int, n_texts: int, write) -> None:
+    """Train everything but the vision tower, in place; a step sees n_images images and n_texts texts.
+
+    write: the diaries of this round, `diet.loose_diary` or `diet.diary`.
+    """
     rng = np.random.default_rng(seed)
     model.model.visual.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     for step in (bar := tqdm(range(steps), desc="language", mininterval=10)):
-        groups = [g for g in example_batch(rng, seen, n_images, n_texts) if g]
+        groups = [g for g in example_batch(rng, seen, n_images, n_texts, write) if g]
         optimizer.zero_grad()
         losses = []
         for rows in groups:
@@ -65,5 +68,3 @@ def train_language(model, processor, seen, steps, seed, n_images=20, n_texts=44,
         schedule.step()
         if step % 25 == 0:
             bar.set_postfix(losses=" ".join(f"{x:.3f}" for x in losses))
-        if save and step % 200 == 199:
-            save(step + 1)

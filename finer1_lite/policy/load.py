@@ -28,8 +28,10 @@ class Policy:
 
     @property
     def head(self) -> torch.Tensor:
-        """The weight (V, H) of the language-model head."""
-        return self._qwen().lm_head.weight
+        """The weight (V, H) of the language-model head, with the adapter's own tokens if it has any."""
+        head = self._qwen().lm_head
+        tokens = getattr(head, "token_adapter", None)
+        return head.weight if tokens is None else tokens.get_merged_weights(tokens.active_adapters)
 
     def _qwen(self):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -39,8 +41,12 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter as safetensors."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        """Write the adapter as safetensors, without this machine's paths."""
+        local = Path(self.profile.model_id).exists()
+        for config in self.model.peft_config.values():
+            config.base_model_name_or_path = "finer1_lite/birds/assets/base" if local else self.profile.model_id
+        self.model.save_pretrained(folder)
+        (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty form; it names the local folder
 
 
 def quantization(profile: Profile) -> BitsAndBytesConfig | None:
@@ -68,11 +74,17 @@ def load_base(profile: Profile) -> Policy:
     return Policy(model.requires_grad_(False).eval(), processor, profile)
 
 
-def add_adapter(policy: Policy, seed: int) -> Policy:
-    """A fresh LoRA adapter on every linear of the language model; at the start it changes nothing."""
+def add_adapter(policy: Policy, seed: int, new_tokens: list[int] | None = None) -> Policy:
+    """A fresh LoRA adapter on every linear of the language model; at the start it changes nothing.
+
+    new_tokens: ids whose embeddings are trained too, for words that the base has never met.
+    """
     set_seed(seed)
     profile = policy.profile
-    lora = LoraConfig(r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM",
+        trainable_token_indices=new_tokens,
+    )  # fmt: skip
     return Policy(get_peft_model(policy.model, lora), policy.processor, profile)
 
 

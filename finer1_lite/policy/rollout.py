@@ -66,6 +66,19 @@ def rollout(
     return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
 
 
+def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """mRoPE positions (3, B, P) of left-padded prompts, and the position (B, 1) at which text goes on.
+
+    An image makes the latter smaller than the prompt's length.
+    """
+    mask = inputs["attention_mask"]
+    if "image_grid_thw" not in inputs:
+        return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1), mask.sum(-1, keepdim=True)
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    positions, deltas = backbone.get_rope_index(**{k: inputs[k] for k in keys})
+    return positions, mask.sum(-1, keepdim=True) + deltas
+
+
 def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit) -> list[list[int]]:
     """Token ids, end token included, of the completions of one batch of prompts."""
     tokenizer, backbone = policy.processor.tokenizer, policy.backbone
@@ -73,9 +86,8 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
     mask = pad([[1] * len(i) for i in ids], 0, "left")
     inputs = model_inputs(policy.model, pad(ids, tokenizer.pad_token_id, "left"), mask, [s for _, s in prompts])
     cache = DynamicCache(config=policy.model.config.get_text_config())
+    inputs["position_ids"], position = prompt_positions(backbone, inputs)
     hidden = backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    # Text goes on from the prompt's last position, which an image makes smaller than its length.
-    position = inputs["attention_mask"].sum(-1, keepdim=True) + backbone.rope_deltas.view(-1, 1)
     cache.batch_repeat_interleave(num_generations)
     hidden, position = hidden.repeat_interleave(num_generations, 0), position.repeat_interleave(num_generations, 0)
     mask = inputs["attention_mask"].repeat_interleave(num_generations, 0)
