@@ -27,7 +27,7 @@ from .cot.chains import chat_row, question_and_completion, save_chains, to_compl
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
 from .evaluate import METHODS, Prediction, predict, result_rows
-from .losses import DAPO, TAPO, LossConfig
+from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
 from .policy.rollout import rollout
@@ -148,7 +148,7 @@ def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
         train_sft(policy, examples, config, seed, log=out / f"{method}.csv")
         policy.save(out / method)
         judged(policy, method, think=method == "cot_sft")
-    for method, (config, loss) in (("dapo", dapo_setting(profile)), ("tapo", (profile.tapo, TAPO))):
+    for method, (config, loss) in (("dapo", dapo_setting(profile)), ("tapo", (profile.tapo, profile.loss))):
         policy = load_policy(profile, out / "cot_sft")
         reinforce(policy, caches["train"], labels, config, loss, seed, out / f"{method}.csv")
         policy.save(out / method)
