@@ -23,7 +23,7 @@ import torch
 
 from .birds.dataset import load_birds
 from .config import ASSETS, Profile, get_profile
-from .cot.chains import chat_row, question_and_completion, save_chains, to_completion
+from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
 from .evaluate import METHODS, Prediction, predict, result_rows
@@ -117,7 +117,10 @@ def reinforce(
 
 
 def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
-    """All five methods from one seed; writes chains, adapters and logs under `out`, returns result rows."""
+    """All five methods from one seed; writes chains, adapters and logs under `out`, returns result rows.
+
+    What already lies in `out` is used again, so a killed run goes on where it was.
+    """
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     data, rows = load_birds(seed), []
@@ -134,25 +137,26 @@ def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
         say(f"{method}: {open_accuracy(rows, method)}, {time.perf_counter() - start:.0f} s")
 
     judged(base, "base", think=False)
-    teacher = sampler_of(load_policy(profile, TEACHER), caches["train"], seed)
-    tasks, built = make_chains(sampler_of(base, caches["train"], seed), teacher, labels, seed)
-    chains = chain_rows(tasks, built)
-    save_chains(out / "chains.jsonl", chains)
-    say(f"chains: {len(built.accepted)} accepted, {len(built.rejected)} rejected")
+    if not (out / "chains.jsonl").exists():
+        teacher = sampler_of(load_policy(profile, TEACHER), caches["train"], seed)
+        tasks, built = make_chains(sampler_of(base, caches["train"], seed), teacher, labels, seed)
+        save_chains(out / "chains.jsonl", chain_rows(tasks, built))
+        say(f"chains: {len(built.accepted)} accepted, {len(built.rejected)} rejected")
 
-    for method, examples, config in (
-        ("sft_answers", answer_rows(labels, caches["train"], seed), profile.sft_answers),
-        ("cot_sft", sft_rows(chains, caches["train"]), profile.sft),
-    ):
-        policy = load_policy(profile, seed=seed)
-        train_sft(policy, examples, config, seed, log=out / f"{method}.csv")
-        policy.save(out / method)
-        judged(policy, method, think=method == "cot_sft")
+    for method, config in (("sft_answers", profile.sft_answers), ("cot_sft", profile.sft)):
+        if not (out / method).exists():
+            policy = load_policy(profile, seed=seed)
+            chains = sft_rows(load_chains(out / "chains.jsonl"), caches["train"])
+            examples = chains if method == "cot_sft" else answer_rows(labels, caches["train"], seed)
+            train_sft(policy, examples, config, seed, log=out / f"{method}.csv")
+            policy.save(out / method)
+        judged(load_policy(profile, out / method), method, think=method == "cot_sft")
     for method, (config, loss) in (("dapo", dapo_setting(profile)), ("tapo", (profile.tapo, profile.loss))):
-        policy = load_policy(profile, out / "cot_sft")
-        reinforce(policy, caches["train"], labels, config, loss, seed, out / f"{method}.csv")
-        policy.save(out / method)
-        judged(policy, method, think=True)
+        if not (out / method).exists():
+            policy = load_policy(profile, out / "cot_sft")
+            reinforce(policy, caches["train"], labels, config, loss, seed, out / f"{method}.csv")
+            policy.save(out / method)
+        judged(load_policy(profile, out / method), method, think=True)
     write_csv(out / "results.csv", rows)
     return rows
 
