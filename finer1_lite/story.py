@@ -144,7 +144,7 @@ def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
         say(f"chains: {len(built.accepted)} accepted, {len(built.rejected)} rejected")
 
     for method, config in (("sft_answers", profile.sft_answers), ("cot_sft", profile.sft)):
-        if not (out / method).exists():
+        if not (out / method / "adapter_model.safetensors").exists():
             policy = load_policy(profile, seed=seed)
             chains = sft_rows(load_chains(out / "chains.jsonl"), caches["train"])
             examples = chains if method == "cot_sft" else answer_rows(labels, caches["train"], seed)
@@ -152,7 +152,7 @@ def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
             policy.save(out / method)
         judged(load_policy(profile, out / method), method, think=method == "cot_sft")
     for method, (config, loss) in (("dapo", dapo_setting(profile)), ("tapo", (profile.tapo, profile.loss))):
-        if not (out / method).exists():
+        if not (out / method / "adapter_model.safetensors").exists():
             policy = load_policy(profile, out / "cot_sft")
             reinforce(policy, caches["train"], labels, config, loss, seed, out / f"{method}.csv")
             policy.save(out / method)
