@@ -153,12 +153,12 @@ def test_choose_concepts_takes_another_encoder():
 
 
 def bird_chains():
-    """Chains of all species as diaries hold them: own looks and misread ones, candidates in any order."""
+    """Chains of all species as diaries hold them: own looks and misread ones, candidates by name."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
         for species in all_species():
             looks = misread(rng, species.looks, rate=0.1 * seed)
-            options = candidates(rng, species, looks)
+            options = candidates(species, looks)
             yield species, options, chain_parts(looks, options, species.name)
 
 
@@ -445,7 +445,7 @@ class Sampled:
         return [self._chain(all_species()[i]) for i, _ in prompts]
 
     def _chain(self, species):
-        options = candidates(self.rng, species, species.looks)
+        options = candidates(species, species.looks)
         guess = species if self.rng.random() > self.rate else options[0]
         parts = chain_parts(species.looks, options, guess.name)
         kept = [k for k in parts if self.rng.random() > self.rate / 10]

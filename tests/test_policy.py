@@ -7,7 +7,7 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.losses import selective_log_softmax
-from finer1_lite.policy.inputs import IGNORE, VisionCache, prompt_ids, training_batch
+from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import load_base, load_policy
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
 from finer1_lite.policy.scoring import completion_logps
@@ -111,6 +111,33 @@ def test_scores_are_the_log_probs_of_the_plain_model(policy, cache, images):
         torch.testing.assert_close(scored[row, :n], selective_log_softmax(logits, completion)[0], atol=2e-4, rtol=1e-4)
 
 
+def test_shared_prompts_give_the_gradients_of_padded_rows(policy, cache):
+    """Scoring reads each prompt once; the plain way is one padded row for every completion."""
+    policy = load_policy(policy.profile, seed=3)
+    prompts = [p for p in zip(ASK, cache.get(range(4))) for _ in range(3)]
+    made = rollout(policy, prompts, 1, torch.Generator().manual_seed(0), max_new_tokens=30)
+    weight = torch.randn(made.completion_mask.shape, generator=torch.Generator().manual_seed(1))
+
+    def gradients(logps):
+        policy.model.zero_grad()
+        (logps * weight * made.completion_mask).sum().backward()
+        return [p.grad.clone() for p in policy.trainable()]
+
+    with torch.no_grad():
+        for name, p in policy.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+    shared = completion_logps(policy, prompts, made.completion_ids, made.completion_mask)
+    ids = [prompt_ids(policy.processor, text, seen) for text, seen in prompts]
+    left, left_mask = pad(ids, policy.processor.tokenizer.pad_token_id, "left"), pad([[1] * len(i) for i in ids], 0, "left")
+    whole, mask = torch.cat([left, made.completion_ids], 1), torch.cat([left_mask, made.completion_mask], 1)
+    logits = policy.model(**model_inputs(policy.model, whole, mask, [s for _, s in prompts])).logits
+    padded = selective_log_softmax(logits[:, left.shape[1] - 1 : -1], made.completion_ids)
+    torch.testing.assert_close(shared, padded * made.completion_mask, atol=1e-4, rtol=1e-4)
+    for a, b in zip(gradients(shared), gradients(padded)):
+        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
+
+
 def test_only_answers_are_labelled_and_the_end_token_is(policy, cache):
     rows = [(ASK[0], cache.get([0])[0], "red crown."), (ASK[1], None, "a")]
     inputs, labels = training_batch(policy.model, policy.processor, rows)
@@ -139,7 +166,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, cach
     with torch.no_grad():
         for name, p in changed.model.named_parameters():
             if "lora_B" in name:
-                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+                p.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
     changed.save(tmp_path / "a")
     assert greedy(load_policy(policy.profile, tmp_path / "a")) == greedy(changed) != greedy(policy)
     with pytest.raises(FileNotFoundError, match="no adapter"):

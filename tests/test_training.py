@@ -7,7 +7,7 @@ import torch
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.losses import DAPO, TAPO, LossConfig
+from finer1_lite.losses import DAPO, TAPO, LossConfig, group_advantages
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
 from finer1_lite.samplers import TripletSampler
@@ -16,7 +16,7 @@ from finer1_lite.story import answer_rows, dapo_setting, look_alike_classes
 from finer1_lite.tapo import Tapo, own_images
 
 PROFILE = get_profile("cpu")
-SMALL = replace(PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6)
+SMALL = replace(PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6, temperature=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +116,19 @@ def test_groups_pool_anchor_and_positive(cache, data):
     assert data["label"][t.positive] == group.label != data["label"][t.negative] and t.positive != t.anchor
 
 
-def test_ratio_starts_at_one_and_the_loss_of_dapo_at_zero(cache, data):
-    rl = loop(cache, data, DAPO, replace(SMALL, num_anchor=6, num_positive=0))
-    groups, _ = rl.collect()
-    metrics = rl.update(groups)
-    assert metrics["loss"] == pytest.approx(0, abs=1e-5) and metrics["grad_norm"] > 1e-4
-    assert metrics["ratio"] == pytest.approx(1, abs=1e-6)
+def test_at_step_one_the_ratio_is_one_and_the_loss_is_minus_the_mean_advantage(cache, data):
+    setting = replace(SMALL, num_anchor=6, num_positive=0)
+    for aggregation in ("token", "sequence"):
+        rl = loop(cache, data, replace(DAPO, aggregation=aggregation), setting)
+        groups, _ = rl.collect()
+        metrics = rl.update(groups)
+        advantages = torch.cat([group_advantages(g.rewards, 6) for g in groups])
+        lengths = torch.cat([g.completion_mask.sum(-1) for g in groups])
+        # Over sequences the advantages of a group cancel; over tokens the longer completions weigh more.
+        weights = lengths / lengths.sum() if aggregation == "token" else 1 / len(advantages)
+        assert metrics["loss"] == pytest.approx(float(-(advantages * weights).sum()), abs=1e-5)
+        assert metrics["grad_norm"] > 1e-4 and metrics["ratio"] == pytest.approx(1, abs=1e-6)
+    assert abs(metrics["loss"]) < 1e-5
 
 
 def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):

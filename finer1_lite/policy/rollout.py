@@ -7,10 +7,10 @@ re-reads a prompt for each of its completions. Sampling is the same: temperature
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
-from .inputs import Seen, model_inputs, pad, prompt_ids
+from .inputs import Seen, pad
 from .load import Policy
+from .prefix import read_prompts
 
 
 @dataclass
@@ -40,12 +40,17 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, -1)
-    if top_p < 1:
-        ranked, order = probabilities.sort(-1, descending=True)
-        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0
-        choice = torch.multinomial(ranked, 1, generator=generator)
-        return order.gather(-1, choice).squeeze(-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    if top_p == 1:
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    k, size = 64, probabilities.shape[-1]  # the nucleus is small: rank all V tokens only where it is not
+    while True:
+        ranked, order = probabilities.topk(min(k, size), sorted=True)
+        if k >= size or bool((ranked.sum(-1) >= top_p).all()):
+            break
+        k *= 8
+    ranked[ranked.cumsum(-1) - ranked >= top_p] = 0
+    choice = torch.multinomial(ranked, 1, generator=generator)
+    return order.gather(-1, choice).squeeze(-1)
 
 
 @torch.no_grad()
@@ -66,36 +71,16 @@ def rollout(
     return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
 
 
-def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """mRoPE positions (3, B, P) of left-padded prompts, and the position (B, 1) at which text goes on.
-
-    An image makes the latter smaller than the prompt's length.
-    """
-    mask = inputs["attention_mask"]
-    if "image_grid_thw" not in inputs:
-        return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1), mask.sum(-1, keepdim=True)
-    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-    positions, deltas = backbone.get_rope_index(**{k: inputs[k] for k in keys})
-    return positions, mask.sum(-1, keepdim=True) + deltas
-
-
 def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit) -> list[list[int]]:
     """Token ids, end token included, of the completions of one batch of prompts."""
-    tokenizer, backbone = policy.processor.tokenizer, policy.backbone
-    ids = [prompt_ids(policy.processor, text, seen) for text, seen in prompts]
-    mask = pad([[1] * len(i) for i in ids], 0, "left")
-    inputs = model_inputs(policy.model, pad(ids, tokenizer.pad_token_id, "left"), mask, [s for _, s in prompts])
-    cache = DynamicCache(config=policy.model.config.get_text_config())
-    inputs["position_ids"], position = prompt_positions(backbone, inputs)
-    hidden = backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    cache.batch_repeat_interleave(num_generations)
-    hidden, position = hidden.repeat_interleave(num_generations, 0), position.repeat_interleave(num_generations, 0)
-    mask = inputs["attention_mask"].repeat_interleave(num_generations, 0)
-    done: list[list[int]] = [[] for _ in range(len(hidden))]
-    alive = torch.arange(len(hidden))
+    tokenizer = policy.processor.tokenizer
+    now = read_prompts(policy, prompts)
+    now.select(torch.arange(len(prompts), device=now.mask.device).repeat_interleave(num_generations))
+    done: list[list[int]] = [[] for _ in range(len(now.hidden))]
+    alive = torch.arange(len(now.hidden))
     forbidden = forbidden_ids(policy.model)
     for _ in range(limit):
-        logits = hidden @ policy.head.T
+        logits = now.hidden @ policy.head.T
         logits[:, forbidden] = -torch.inf
         tokens = sample_tokens(logits, temperature, top_p, generator)
         for row, token in zip(alive.tolist(), tokens.tolist()):
@@ -104,12 +89,12 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
         if not len(going):
             break
         if len(going) < len(tokens):
-            cache.batch_select_indices(going)
-            alive, tokens, position, mask = alive[going.cpu()], tokens[going], position[going], mask[going]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        step = backbone(
-            input_ids=tokens[:, None], attention_mask=mask, position_ids=position[None].expand(3, -1, -1),
-            past_key_values=cache, use_cache=True,
+            now.select(going)
+            alive, tokens = alive[going.cpu()], tokens[going]
+        now.mask = torch.cat([now.mask, now.mask.new_ones(len(now.mask), 1)], 1)
+        step = policy.backbone(
+            input_ids=tokens[:, None], attention_mask=now.mask, position_ids=now.position[None].expand(3, -1, -1),
+            past_key_values=now.cache, use_cache=True,
         )  # fmt: skip
-        hidden, position = step.last_hidden_state[:, -1], position + 1
+        now.hidden, now.position = step.last_hidden_state[:, -1], now.position + 1
     return done

@@ -1,0 +1,60 @@
+"""Read every distinct prompt once; its completions, however many, go on from the shared cache."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from .inputs import Seen, model_inputs, pad, prompt_ids
+from .load import Policy
+
+Prompt = tuple[str, Seen]
+
+
+@dataclass
+class Prefix:
+    """What the model made of B prompts: `cache`, last `hidden` (B, H), `mask` (B, P), next `position` (B, 1)."""
+
+    cache: DynamicCache
+    hidden: torch.Tensor
+    mask: torch.Tensor
+    position: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep `rows` (B',), in that order; a row may come more than once. Differentiable."""
+        self.cache.batch_select_indices(rows)
+        self.hidden, self.mask, self.position = self.hidden[rows], self.mask[rows], self.position[rows]
+
+
+def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:
+    """One forward pass over left-padded (question, seen) prompts."""
+    backbone = policy.backbone
+    ids = [prompt_ids(policy.processor, text, seen) for text, seen in prompts]
+    mask = pad([[1] * len(i) for i in ids], 0, "left")
+    padded = pad(ids, policy.processor.tokenizer.pad_token_id, "left")
+    inputs = model_inputs(policy.model, padded, mask, [seen for _, seen in prompts])
+    inputs["position_ids"], position = prompt_positions(backbone, inputs)
+    cache = DynamicCache(config=policy.model.config.get_text_config())
+    hidden = backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    return Prefix(cache, hidden, inputs["attention_mask"], position)
+
+
+def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """mRoPE positions (3, B, P) of left-padded prompts, and the position (B, 1) at which text goes on.
+
+    An image makes the latter smaller than the prompt's length.
+    """
+    mask = inputs["attention_mask"]
+    if "image_grid_thw" not in inputs:
+        return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1), mask.sum(-1, keepdim=True)
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    positions, deltas = backbone.get_rope_index(**{k: inputs[k] for k in keys})
+    return positions, mask.sum(-1, keepdim=True) + deltas
+
+
+def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
+    """The prompts without repeats, and for each given prompt (B,) which of them it is."""
+    first: dict[tuple, int] = {}
+    rows = [first.setdefault((text, id(seen)), len(first)) for text, seen in prompts]
+    kept = {row: prompt for row, prompt in zip(rows, prompts)}
+    return [kept[row] for row in range(len(first))], torch.tensor(rows)

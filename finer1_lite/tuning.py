@@ -1,0 +1,114 @@
+"""How the CPU profile's settings were chosen: one grid for every method, judged on validation images.
+
+`python -m finer1_lite.tuning --out results/tuning.csv` trains every setting on the split of seed 100,
+which no result uses, and writes accuracy on validation images. The rule is the same for all methods:
+the highest accuracy on *seen* species. Unseen species are reported and not used; whoever has their
+labels could have trained on them. A killed run goes on where it was.
+"""
+
+import argparse
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .birds.dataset import PER_CLASS, load_birds
+from .config import RELEASED_SWITCHES, get_profile
+from .cot.chains import load_chains, save_chains
+from .evaluate import predict, result_rows
+from .losses import TAPO
+from .policy.inputs import VisionCache
+from .policy.load import load_base, load_policy
+from .sft import train_sft, write_csv
+from .story import TEACHER, answer_rows, chain_rows, dapo_setting, make_chains, reinforce, sampler_of, sft_rows
+
+SPLIT = 100
+SFT_GRID = [(lr, epochs) for lr in (5e-4, 1e-3, 2e-3) for epochs in (8, 16)]
+RL_GRID = (2e-4, 4e-4)
+LOSSES = {"tapo": RELEASED_SWITCHES, "tapo_paper": TAPO}
+
+
+class Bench:
+    """The split's images, their features and the chains, made once in each process."""
+
+    def __init__(self, work: Path):
+        self.profile, self.work = get_profile("cpu"), work
+        data = load_birds(SPLIT, PER_CLASS | {"val": {True: 4, False: 6}})
+        base = load_base(self.profile)
+        self.val, self.labels = data["val"], data["train"]["label"]
+        self.train_cache, self.val_cache = (
+            VisionCache(base.model, base.processor, data[name]["image"]) for name in ("train", "val")
+        )
+
+    def chains(self) -> list[dict]:
+        path = self.work / "chains.jsonl"
+        if not path.exists():
+            voice = [sampler_of(p, self.train_cache, SPLIT) for p in (load_base(self.profile), load_policy(self.profile, TEACHER))]
+            save_chains(path, chain_rows(*make_chains(*voice, self.labels, SPLIT)))
+        return load_chains(path)
+
+    def sft(self, method: str, lr: float, epochs: int):
+        """Stage 1 on chains (cot_sft) or bare names (sft_answers); the adapter stays in `work`."""
+        folder = self.work / f"{method}-{lr:g}-{epochs}"
+        if not (folder / "adapter_model.safetensors").exists():
+            policy = load_policy(self.profile, seed=SPLIT)
+            cot = method == "cot_sft"
+            rows = sft_rows(self.chains(), self.train_cache) if cot else answer_rows(self.labels, self.train_cache, SPLIT)
+            config = replace(getattr(self.profile, "sft" if cot else method), lr=lr, epochs=epochs)
+            train_sft(policy, rows, config, SPLIT)
+            policy.save(folder)
+        return load_policy(self.profile, folder)
+
+    def rl(self, method: str, lr: float):
+        """Stage 2 from the chosen CoT SFT."""
+        policy = self.sft("cot_sft", self.profile.sft.lr, self.profile.sft.epochs)
+        config, loss = dapo_setting(self.profile) if method == "dapo" else (self.profile.tapo, LOSSES[method])
+        log = self.work / f"{method}-{lr:g}.csv"
+        reinforce(policy, self.train_cache, self.labels, replace(config, lr=lr), loss, SPLIT, log)
+        policy.save(log.with_suffix(""))
+        return policy
+
+    def judge(self, policy, method: str, setting: str) -> dict:
+        """One row of the results file."""
+        made = predict(policy, self.val_cache, self.val, method != "sft_answers", SPLIT, progress=f"{method} {setting}")
+        cells = {r["split"]: (r["value"], r["n"]) for r in result_rows(made, method, "open", SPLIT) if r["metric"] == "accuracy"}
+        (seen, n_seen), (unseen, n_unseen) = cells["seen"], cells["unseen"]
+        return {"method": method, "setting": setting, "seen": seen, "unseen": unseen, "n_seen": n_seen, "n_unseen": n_unseen}
+
+
+def _run(job: tuple[Path, list[tuple]]) -> list[dict]:
+    """One process's share of the jobs, one core."""
+    work, jobs = job
+    torch.set_num_threads(1)
+    bench, rows = Bench(work), []
+    for method, lr, *epochs in jobs:
+        policy = bench.sft(method, lr, *epochs) if epochs else bench.rl(method, lr)
+        rows.append(bench.judge(policy, method, f"lr {lr:g}" + (f", {epochs[0]} epochs" if epochs else "")))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Command line: the grid of Stage 1 or of Stage 2, over two processes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=["sft", "rl"], help="rl starts from the profile's own CoT SFT setting")
+    parser.add_argument("--out", type=Path, default=Path("results/tuning.csv"))
+    parser.add_argument("--work", type=Path, default=Path("runs/tuning"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.stage == "sft":
+        jobs = [(method, lr, epochs) for method in ("sft_answers", "cot_sft") for lr, epochs in SFT_GRID]
+        Bench(args.work).chains()
+    else:
+        jobs = [(method, lr) for method in ("dapo", "tapo", "tapo_paper") for lr in RL_GRID]
+    with get_context("spawn").Pool(2) as pool:
+        rows = [row for part in pool.map(_run, [(args.work, jobs[i::2]) for i in range(2)]) for row in part]
+    kept = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
+    kept = [r for r in kept if (r["method"], r["setting"]) not in {(n["method"], n["setting"]) for n in rows}]
+    write_csv(args.out, sorted(kept + rows, key=lambda r: (r["method"], r["setting"])))
+
+
+if __name__ == "__main__":
+    main()
