@@ -38,7 +38,7 @@ def judge(index: int, label: str, seen: bool, text: str) -> Prediction:
     """Score one completion by containment and strictly; a chain that breaks off has no answer."""
     answer = extract_answer(text)
     if answer is None:
-        answer = text.rpartition("</think>")[2] if "<think>" in text else text
+        answer = text.partition("</think>")[2] if "<think>" in text else text
     contained = normalise(label) in normalise(answer)
     return Prediction(index, label, seen, text, answer.strip(), contained, normalise(label) == normalise(answer))
 

@@ -78,16 +78,19 @@ class Bench:
         return {"method": method, "setting": setting, "seen": seen, "unseen": unseen, "n_seen": n_seen, "n_unseen": n_unseen}
 
 
-def _run(job: tuple[Path, list[tuple]]) -> list[dict]:
-    """One process's share of the jobs, one core."""
-    work, jobs = job
+def _start(work: Path) -> None:
+    """Each process has one core and a bench of its own."""
+    global bench
     torch.set_num_threads(1)
-    bench, rows = Bench(work), []
-    for method, lr, *epochs in jobs:
-        policy = bench.sft(method, lr, *epochs) if epochs else bench.rl(method, lr)
-        rows.append(bench.judge(policy, method, f"lr {lr:g}" + (f", {epochs[0]} epochs" if epochs else "")))
-        print(rows[-1], flush=True)
-    return rows
+    bench = Bench(work)
+
+
+def _run(job: tuple) -> dict:
+    method, lr, *epochs = job
+    policy = bench.sft(method, lr, *epochs) if epochs else bench.rl(method, lr)
+    row = bench.judge(policy, method, f"lr {lr:g}" + (f", {epochs[0]} epochs" if epochs else ""))
+    print(row, flush=True)
+    return row
 
 
 def main() -> None:
@@ -103,8 +106,8 @@ def main() -> None:
         Bench(args.work).chains()
     else:
         jobs = [(method, lr) for method in ("dapo", "tapo", "tapo_paper") for lr in RL_GRID]
-    with get_context("spawn").Pool(2) as pool:
-        rows = [row for part in pool.map(_run, [(args.work, jobs[i::2]) for i in range(2)]) for row in part]
+    with get_context("spawn").Pool(2, _start, (args.work,)) as pool:
+        rows = pool.map(_run, jobs, chunksize=1)
     kept = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
     kept = [r for r in kept if (r["method"], r["setting"]) not in {(n["method"], n["setting"]) for n in rows}]
     write_csv(args.out, sorted(kept + rows, key=lambda r: (r["method"], r["setting"])))

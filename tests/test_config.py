@@ -1,0 +1,82 @@
+"""Profiles and artefacts: what a machine lacks, or a reader has not made yet, is said at once."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finer1_lite import config
+from finer1_lite.config import PROFILES, artefact, get_profile, runs_folder, suggest_profile
+from finer1_lite.policy.load import load_base
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown profile 'rtx'; choose one of: cpu, t4"):
+        get_profile("rtx")
+
+
+@no_gpu
+@pytest.mark.parametrize("name", [n for n, p in PROFILES.items() if p.device == "cuda"])
+def test_a_cuda_profile_without_cuda_says_what_to_do(name):
+    with pytest.raises(RuntimeError, match=f'profile {name!r} needs a CUDA GPU.*PROFILE = "cpu"'):
+        get_profile(name)
+
+
+def test_bfloat16_on_a_card_without_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert get_profile("t4").dtype == "float16"
+    with pytest.raises(RuntimeError, match='bfloat16, which this card lacks; set PROFILE = "t4"'):
+        get_profile("l4")
+
+
+@no_gpu
+def test_without_a_gpu_the_cpu_profile_fits():
+    name, why = suggest_profile()
+    assert name == "cpu" and "no CUDA" in why
+
+
+def test_runs_lie_beside_the_project_or_where_the_reader_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("FINER1_RUNS", raising=False)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert runs_folder() == tmp_path / "a" / "b" / "runs"
+    (tmp_path / "pyproject.toml").touch()
+    assert runs_folder() == tmp_path / "runs"
+    monkeypatch.setenv("FINER1_RUNS", "elsewhere")
+    assert runs_folder() == tmp_path / "a" / "b" / "elsewhere"
+
+
+def test_an_artefact_is_the_own_one_then_the_shipped_one_else_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FINER1_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(config, "ASSETS", tmp_path / "assets")
+    profile = get_profile("cpu")
+    with pytest.raises(FileNotFoundError, match="cot_sft is not in .*: run 02_cot_sft first"):
+        artefact(profile, "cot_sft")
+    shipped = tmp_path / "assets" / "reference" / "cot_sft"
+    shipped.mkdir(parents=True)
+    assert artefact(profile, "cot_sft") == shipped and "shipped" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="run 02_cot_sft first"):  # the 3B must not get a tiny adapter
+        artefact(replace(profile, name="l4"), "cot_sft")
+    own = profile.run_dir / "cot_sft"
+    own.mkdir(parents=True)
+    assert artefact(profile, "cot_sft") == own and "runs/cpu/cot_sft" in capsys.readouterr().out
+
+
+def test_a_missing_base_model_says_how_to_make_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="finer1_lite.birds.pretrain"):
+        load_base(replace(get_profile("cpu"), model_id=str(tmp_path / "nothing")))
+
+
+def test_every_shipped_adapter_loads_and_holds_no_path_of_a_machine():
+    import json
+
+    folders = [p.parent for p in config.ASSETS.rglob("adapter_config.json")]
+    assert {f.name for f in folders} >= {"teacher", "sft_answers", "cot_sft", "dapo", "tapo"}
+    for folder in folders:
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert base == "finer1_lite/birds/assets/base"
+        assert (folder / "adapter_model.safetensors").exists() and not list(folder.glob("*.bin"))
+    assert sum(p.stat().st_size for p in config.ASSETS.rglob("*") if p.is_file()) < 15e6
