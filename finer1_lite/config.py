@@ -108,7 +108,7 @@ RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="rel
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
     max_new_tokens=112, rollout_batch=192, eval_batch=256,
-    sft=SFTConfig(epochs=10, batch_size=16, lr=1e-3), sft_answers=SFTConfig(epochs=8, batch_size=32, lr=1e-3),
+    sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, questions=8, lr=3e-4, micro_batch=40, max_rounds=3),
     loss=RELEASED_SWITCHES,
 )  # fmt: skip

@@ -91,17 +91,22 @@ def result_rows(predictions: list[Prediction], method: str, protocol: str, seed:
 
 
 def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: list[str], seed: int = 0, draws: int = 2000):
-    """Mean of `a - b` with a 95% interval, resampling classes and then images of each drawn class.
+    """Mean of `a - b` (N,) with a 95% interval; see `bootstrap_seeds`, of which this is the case of one seed."""
+    return bootstrap_seeds([np.asarray(a, float) - np.asarray(b, float)], [classes], seed, draws)
 
-    a, b: (N,) or (S, N) outcomes of two methods on the same images (S seeds, drawn again too). Returns
-    (mean, low, high).
+
+def bootstrap_seeds(gaps: list[np.ndarray], classes: list[list[str]], seed: int = 0, draws: int = 2000):
+    """Mean of the seeds' mean gaps with a 95% interval, as (mean, low, high).
+
+    gaps: for each seed the differences (N,) of two methods on the same images, classes: the images'
+    classes. Each draw takes seeds, then classes of each, then images of each class, all with repeats.
     """
-    gap = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
     rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(np.array(classes) == c) for c in dict.fromkeys(classes)]
+    members = [[g[np.array(c) == name] for name in dict.fromkeys(c)] for g, c in zip(gaps, classes)]
     means = []
     for _ in range(draws):
-        picked = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-        columns = np.concatenate([g[rng.integers(len(g), size=len(g))] for g in picked])
-        means.append(gap[rng.integers(len(gap), size=len(gap))][:, columns].mean())
-    return float(gap.mean()), *(float(x) for x in np.quantile(means, [0.025, 0.975]))
+        picked = [members[s] for s in rng.integers(len(members), size=len(members))]
+        drawn = [[groups[i] for i in rng.integers(len(groups), size=len(groups))] for groups in picked]
+        means.append(np.mean([np.concatenate([g[rng.integers(len(g), size=len(g))] for g in d]).mean() for d in drawn]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean([g.mean() for g in gaps])), float(low), float(high)

@@ -26,7 +26,7 @@ from .story import TEACHER, answer_rows, chain_rows, dapo_setting, make_chains, 
 
 SPLIT = 100
 SFT_GRID = [(lr, epochs) for lr in (5e-4, 1e-3, 2e-3) for epochs in (8, 16)]
-RL_GRID = (2e-4, 4e-4)
+RL_GRID = (3e-4, 6e-4)
 LOSSES = {"tapo": RELEASED_SWITCHES, "tapo_paper": TAPO}
 
 
@@ -105,7 +105,7 @@ def main() -> None:
         jobs = [(method, lr, epochs) for method in ("sft_answers", "cot_sft") for lr, epochs in SFT_GRID]
         Bench(args.work).chains()
     else:
-        jobs = [(method, lr) for method in ("dapo", "tapo", "tapo_paper") for lr in RL_GRID]
+        jobs = [(method, lr) for lr in RL_GRID for method in ("dapo", "tapo")] + [("tapo_paper", RL_GRID[0])]
     with get_context("spawn").Pool(2, _start, (args.work,)) as pool:
         rows = pool.map(_run, jobs, chunksize=1)
     kept = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []

@@ -6,7 +6,7 @@ import pytest
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.evaluate import COLUMNS, METHODS, bootstrap_difference, judge, make_options, predict, result_rows
+from finer1_lite.evaluate import COLUMNS, METHODS, bootstrap_difference, bootstrap_seeds, judge, make_options, predict, result_rows
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
 from finer1_lite.story import look_alike_classes, one_per_class, table, tasks_of
@@ -60,9 +60,9 @@ def test_bootstrap_pairs_images_and_respects_classes():
 
 
 def test_bootstrap_draws_seeds_again_too():
-    a = np.stack([np.ones(50), np.zeros(50)])  # the two seeds disagree completely
-    mean, low, high = bootstrap_difference(a, np.zeros((2, 50)), [str(i) for i in range(50)])
-    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    classes = [str(i) for i in range(50)]
+    found = bootstrap_seeds([np.ones(50), np.zeros(50)], [classes, classes])  # the two seeds disagree completely
+    assert found == (0.5, 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")

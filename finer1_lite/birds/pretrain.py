@@ -22,6 +22,7 @@ from ..policy.load import add_adapter, load_base
 from ..sft import train_sft
 from .diet import corpus, diary, loose_diary, teacher_example
 from .eyes import render_pool, train_vision
+from .measure import measure_base
 from .model import TAGS, build_config, build_processor, build_tokenizer
 from .reading import look_at, train_language
 from .render import draw
@@ -50,8 +51,8 @@ def make_eyes(scale: float):
 
 
 def make_base(out: Path, scale: float) -> None:
-    """Stages A and B; writes `out/base` in bfloat16, and what was measured to `out/pretraining.json`."""
-    visual, accuracy, images = make_eyes(scale)
+    """Stages A and B; writes `out/base` in bfloat16."""
+    visual, _, images = make_eyes(scale)
     set_seed(SEED)
     processor = build_processor(build_tokenizer(corpus()))
     model = Qwen2_5_VLForConditionalGeneration(build_config(processor.tokenizer))
@@ -64,7 +65,6 @@ def make_base(out: Path, scale: float) -> None:
         model.to(torch.bfloat16).save_pretrained(out / "base")
         model.to(torch.float32)
     processor.save_pretrained(out / "base")
-    (out / "pretraining.json").write_text(json.dumps({"held_out_attribute_accuracy": accuracy}, indent=1) + "\n")
 
 
 def teacher_rows(rng: np.random.Generator, n: int, cache: VisionCache, pictures: list) -> list:
@@ -104,6 +104,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.only != "teacher":
         make_base(args.out, args.scale)
+        figures = measure_base(load_base(replace(get_profile("cpu"), model_id=str(args.out / "base"))))
+        (args.out / "base.json").write_text(json.dumps(figures, indent=1) + "\n")
     if args.only != "base":
         make_teacher(args.out, args.scale)
 
