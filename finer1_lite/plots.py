@@ -75,14 +75,15 @@ class LiveCurves:
             self.handle.update(figure)
 
 
-def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accuracy", reference=None):
+def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accuracy", reference=None, axis=None):
     """Grouped bars: group -> method -> value (0-1); `errors` and `reference` have the same shape.
 
     errors: half-widths or (low, high) distances. reference: another source's values, drawn as diamonds.
+    axis: where to draw, instead of a new figure.
     """
     groups, methods = list(table), list(next(iter(table.values())))
     width = 0.8 / len(methods)
-    figure, axis = plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2))
+    figure, axis = (axis.figure, axis) if axis else plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2))
     for i, method in enumerate(methods):
         x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
         values = [table[g][method] for g in groups]
@@ -98,6 +99,20 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     axis.set(ylabel=ylabel, ylim=(0, 1.08))
     axis.set_xticks(range(len(groups)), groups)
     axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.tight_layout()
+    return figure
+
+
+def poster(images, titles, table: dict[str, dict[str, float]], errors, ylabel: str):
+    """The story in one picture: a row of images over grouped bars (see `bars`)."""
+    figure = plt.figure(figsize=(9, 5))
+    rows = figure.add_gridspec(2, len(images), height_ratios=[1, 1.7])
+    for i, (image, title) in enumerate(zip(images, titles)):
+        axis = figure.add_subplot(rows[0, i])
+        axis.imshow(image)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    bars(table, errors, ylabel, axis=figure.add_subplot(rows[1, :]))
     figure.tight_layout()
     return figure
 

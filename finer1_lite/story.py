@@ -7,13 +7,10 @@ training rows, the adapters' start, the rollouts.
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,12 +23,13 @@ from .config import ASSETS, Profile, get_profile
 from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
-from .evaluate import METHODS, Prediction, predict, result_rows
+from .evaluate import predict, result_rows
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
 from .policy.rollout import rollout
 from .prompts import QUESTIONS, THINK_INSTRUCTION, question
+from .report import draw_poster, paired_differences, save_predictions, table, versions
 from .samplers import TripletSampler, nearest_classes
 from .sft import Row, train_sft, write_csv
 from .tapo import Tapo
@@ -168,33 +166,6 @@ def open_accuracy(rows: list[dict], method: str) -> str:
     return ", ".join(f"{split} {value:.1%}" for split, value in wanted.items())
 
 
-def save_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """One JSON line for each prediction."""
-    path.write_text("".join(json.dumps(p.__dict__) + "\n" for p in predictions))
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on besides the code."""
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return {p: version(p) for p in packages} | {"python": platform.python_version(), "machine": machine}
-
-
-def table(results: pd.DataFrame) -> str:
-    """Accuracy of each method: mean over seeds, and the spread (lowest to highest seed) if there are several."""
-    figures = results[results.metric == "accuracy"].groupby(["method", "protocol", "split"]).value
-    lines = ["| method | open, seen | open, unseen | closed, seen | closed, unseen |", "| --- | --- | --- | --- | --- |"]
-    for method in (m for m in METHODS if m in set(results.method)):
-        cells = []
-        for protocol in ("open", "closed"):
-            for split in ("seen", "unseen"):
-                values = figures.get_group((method, protocol, split)) * 100
-                spread = f" ({values.min():.0f}-{values.max():.0f})" if len(values) > 1 else ""
-                cells.append(f"{values.mean():.1f}{spread}")
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def _one(job: tuple[int, Path]) -> list[dict]:
     seed, out = job
     torch.set_num_threads(1)  # one core for each seed
@@ -206,7 +177,7 @@ def main() -> None:
     """Command line: run seeds, two at a time, or print the table of a finished run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="gets results.csv and versions.json")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="gets tables, picture and versions")
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="gets chains, adapters and logs")
     parser.add_argument("--report", type=Path, help="only print the table of this folder's results.csv")
     args = parser.parse_args()
@@ -217,6 +188,8 @@ def main() -> None:
     with get_context("spawn").Pool(min(2, len(args.seeds))) as pool:
         rows = [row for part in pool.imap(_one, [(seed, args.work) for seed in args.seeds]) for row in part]
     write_csv(args.out / "results.csv", rows)
+    write_csv(args.out / "differences.csv", paired_differences(args.work, args.seeds))
+    draw_poster(pd.DataFrame(rows), args.out / "story.png")
     (args.out / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     print(table(pd.DataFrame(rows)))
 

@@ -117,10 +117,15 @@ class Tapo:
             return keep_groups(accuracies, self.num_generations, self.loss.filter_rule).tolist()
 
         filled = fill_batch(draw, keep, self.config.questions, self.config.max_rounds)
-        every = {name: torch.cat([getattr(g, name) for g in drawn]).mean().item() for name in ("rewards", "accuracies", "formats")}
-        lengths = torch.cat([g.completion_mask.sum(-1) for g in drawn]).float()
-        facts = {"reward": every["rewards"], "accuracy": every["accuracies"], "format": every["formats"],
-                 "length": lengths.mean().item(), "groups_drawn": len(drawn), "groups_kept": len(filled.items)}  # fmt: skip
+
+        def mean(of):
+            return torch.cat([of(g) for g in drawn]).float().mean().item()
+
+        facts = {
+            "reward": mean(lambda g: g.rewards), "accuracy": mean(lambda g: g.accuracies),
+            "format": mean(lambda g: g.formats), "length": mean(lambda g: g.completion_mask.sum(-1)),
+            "groups_drawn": len(drawn), "groups_kept": len(filled.items),
+        }  # fmt: skip
         return filled.items, facts
 
     def score(self, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -158,7 +163,9 @@ class Tapo:
             advantages = group_advantages(rewards, self.num_generations, self.loss.advantage_scale)
             correct = torch.cat([g.accuracies for g in part]).to(device)
             current, old, negative = self.score(part)
-            loss, parts = tapo_loss(current, old, advantages, mask, negative, self.loss, num_items=items, correct=correct)
+            loss, parts = tapo_loss(
+                current, old, advantages, mask, negative, self.loss, num_items=items, correct=correct
+            )
             loss.backward()
             metrics = {k: metrics.get(k, 0.0) + v for k, v in parts.items()}
         norm = nn.utils.clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm)

@@ -45,8 +45,9 @@ class Bench:
     def chains(self) -> list[dict]:
         path = self.work / "chains.jsonl"
         if not path.exists():
-            voice = [sampler_of(p, self.train_cache, SPLIT) for p in (load_base(self.profile), load_policy(self.profile, TEACHER))]
-            save_chains(path, chain_rows(*make_chains(*voice, self.labels, SPLIT)))
+            writers = (load_base(self.profile), load_policy(self.profile, TEACHER))
+            voices = [sampler_of(policy, self.train_cache, SPLIT) for policy in writers]
+            save_chains(path, chain_rows(*make_chains(*voices, self.labels, SPLIT)))
         return load_chains(path)
 
     def sft(self, method: str, lr: float, epochs: int):
@@ -54,10 +55,11 @@ class Bench:
         folder = self.work / f"{method}-{lr:g}-{epochs}"
         if not (folder / "adapter_model.safetensors").exists():
             policy = load_policy(self.profile, seed=SPLIT)
-            cot = method == "cot_sft"
-            rows = sft_rows(self.chains(), self.train_cache) if cot else answer_rows(self.labels, self.train_cache, SPLIT)
-            config = replace(getattr(self.profile, "sft" if cot else method), lr=lr, epochs=epochs)
-            train_sft(policy, rows, config, SPLIT)
+            if method == "cot_sft":
+                config, rows = self.profile.sft, sft_rows(self.chains(), self.train_cache)
+            else:
+                config, rows = self.profile.sft_answers, answer_rows(self.labels, self.train_cache, SPLIT)
+            train_sft(policy, rows, replace(config, lr=lr, epochs=epochs), SPLIT)
             policy.save(folder)
         return load_policy(self.profile, folder)
 
@@ -72,10 +74,13 @@ class Bench:
 
     def judge(self, policy, method: str, setting: str) -> dict:
         """One row of the results file."""
-        made = predict(policy, self.val_cache, self.val, method != "sft_answers", SPLIT, progress=f"{method} {setting}")
-        cells = {r["split"]: (r["value"], r["n"]) for r in result_rows(made, method, "open", SPLIT) if r["metric"] == "accuracy"}
-        (seen, n_seen), (unseen, n_unseen) = cells["seen"], cells["unseen"]
-        return {"method": method, "setting": setting, "seen": seen, "unseen": unseen, "n_seen": n_seen, "n_unseen": n_unseen}
+        think = method != "sft_answers"
+        made = predict(policy, self.val_cache, self.val, think, SPLIT, progress=f"{method} {setting}")
+        row = {"method": method, "setting": setting}
+        for cell in result_rows(made, method, "open", SPLIT):
+            if cell["metric"] == "accuracy":
+                row |= {cell["split"]: cell["value"], f"n_{cell['split']}": cell["n"]}
+        return row
 
 
 def _start(work: Path) -> None:

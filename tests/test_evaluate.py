@@ -9,7 +9,8 @@ from finer1_lite.config import get_profile
 from finer1_lite.evaluate import COLUMNS, METHODS, bootstrap_difference, bootstrap_seeds, judge, make_options, predict, result_rows
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
-from finer1_lite.story import look_alike_classes, one_per_class, table, tasks_of
+from finer1_lite.report import table
+from finer1_lite.story import look_alike_classes, one_per_class, tasks_of
 
 
 @pytest.mark.parametrize("text, correct, strict", [

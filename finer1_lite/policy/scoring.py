@@ -25,8 +25,10 @@ def completion_logps(
     if ids.shape[1] > 1:
         steps = torch.arange(ids.shape[1] - 1, device=ids.device)
         made = policy.backbone(
-            input_ids=ids[:, :-1], attention_mask=torch.cat([prefix.mask, wanted[:, :-1].to(prefix.mask.dtype)], 1),
-            position_ids=(prefix.position + steps)[None].expand(3, -1, -1), past_key_values=prefix.cache, use_cache=True,
+            input_ids=ids[:, :-1],
+            attention_mask=torch.cat([prefix.mask, wanted[:, :-1].to(prefix.mask.dtype)], 1),
+            position_ids=(prefix.position + steps)[None].expand(3, -1, -1),
+            past_key_values=prefix.cache, use_cache=True,
         )  # fmt: skip
         before = torch.cat([before, made.last_hidden_state], 1)
     logps = chunked_logps(before[wanted], policy.head, ids[wanted], temperature=temperature)

@@ -1,0 +1,82 @@
+"""What a study shows: the table, paired differences with intervals, one picture, the versions it used."""
+
+import itertools
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .birds.render import draw
+from .birds.species import all_species, describe, differences, look_alikes
+from .evaluate import METHODS, Prediction, bootstrap_seeds
+from .plots import poster
+
+PAIRS = (("cot_sft", "sft_answers"), ("tapo", "cot_sft"), ("dapo", "cot_sft"), ("tapo", "dapo"), ("tapo", "sft_answers"))
+
+
+def save_predictions(path: Path, predictions: list[Prediction]) -> None:
+    """One JSON line for each prediction."""
+    path.write_text("".join(json.dumps(p.__dict__) + "\n" for p in predictions))
+
+
+def load_predictions(path: Path) -> list[Prediction]:
+    """What `save_predictions` wrote."""
+    return [Prediction(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def paired_differences(work: Path, seeds: list[int]) -> list[dict]:
+    """Paired differences of accuracy between methods over the seeds in `work`, with 95% bootstrap intervals."""
+    rows = []
+    for (a, b), protocol, split in itertools.product(PAIRS, ("open", "closed"), ("seen", "unseen")):
+        gaps, classes = [], []
+        for seed in seeds:
+            ours, theirs = (load_predictions(work / f"seed{seed}" / f"{m}_{protocol}.jsonl") for m in (a, b))
+            both = [(x, y) for x, y in zip(ours, theirs, strict=True) if x.seen == (split == "seen")]
+            gaps.append(np.array([float(x.correct) - float(y.correct) for x, y in both]))
+            classes.append([x.label for x, _ in both])
+        mean, low, high = (round(x, 4) for x in bootstrap_seeds(gaps, classes))
+        rows.append({"difference": f"{a} - {b}", "protocol": protocol, "split": split,
+                     "mean": mean, "low": low, "high": high, "n": sum(map(len, gaps)),
+                     "each_seed": " ".join(f"{g.mean():+.3f}" for g in gaps)})  # fmt: skip
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on besides the code."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {p: version(p) for p in packages} | {"python": platform.python_version(), "machine": machine}
+
+
+def table(results: pd.DataFrame) -> str:
+    """Accuracy of each method in percent: mean over seeds; with several, also the lowest and the highest seed."""
+    figures = results[results.metric == "accuracy"].groupby(["method", "protocol", "split"]).value
+    lines = ["| method | open, seen | open, unseen | closed, seen | closed, unseen |", "| --- | --- | --- | --- | --- |"]
+    for method in (m for m in METHODS if m in set(results.method)):
+        cells = []
+        for protocol in ("open", "closed"):
+            for split in ("seen", "unseen"):
+                values = figures.get_group((method, protocol, split)) * 100
+                spread = f" ({values.min():.0f}-{values.max():.0f})" if len(values) > 1 else ""
+                cells.append(f"{values.mean():.1f}{spread}")
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_poster(results: pd.DataFrame, path: Path) -> None:
+    """One species in three pictures, three look-alikes, and open-world accuracy: mean, and lowest to highest seed."""
+    species = all_species()[2]
+    alike = look_alikes(species.name)
+    apart = [describe(s.looks, differences(species.looks, s.looks)).replace(", ", "\n") for s in alike]
+    titles = [species.name, "the same", "the same", *(f"{s.name}:\n{marks}" for s, marks in zip(alike, apart))]
+    images = [draw(species, i) for i in (1, 4, 2)] + [draw(s, 3) for s in alike]
+    figures = results[(results.metric == "accuracy") & (results.protocol == "open")].groupby(["split", "method"]).value
+    mean, low, high = figures.mean(), figures.min(), figures.max()
+    means = {f"{split} species": {m: mean[split, m] for m in METHODS} for split in ("seen", "unseen")}
+    reach = {f"{s} species": {m: (mean[s, m] - low[s, m], high[s, m] - mean[s, m]) for m in METHODS}
+             for s in ("seen", "unseen")}  # fmt: skip
+    poster(images, titles, means, reach, "open-world accuracy").savefig(path, dpi=110)
