@@ -90,6 +90,7 @@ class Profile:
     max_new_tokens: int = 400
     rollout_batch: int = 40
     eval_batch: int = 16
+    dense_rollout: bool = False  # decode with unpacked, merged matrices: faster, the model in memory once more
     seed: int = 0
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_answers: SFTConfig = field(default_factory=SFTConfig)
@@ -107,7 +108,7 @@ class Profile:
 RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="released", negative_grad=False)
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
-    max_new_tokens=112, rollout_batch=192, eval_batch=256,
+    max_new_tokens=112, rollout_batch=192, eval_batch=256, dense_rollout=True,
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, questions=8, lr=3e-4, micro_batch=40, max_rounds=3),
     loss=RELEASED_SWITCHES,

@@ -7,6 +7,7 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.losses import selective_log_softmax
+from finer1_lite.policy.dense import dense
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import load_base, load_policy
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
@@ -64,6 +65,29 @@ def test_greedy_rollout_is_what_generate_gives(policy, cache, plain):
     ours = rollout(policy, list(zip(ASK, cache.get(range(4)))), 1, None, temperature=0, max_new_tokens=60)
     assert ours.texts == texts
     assert len(set(texts)) > 1
+
+
+def test_plain_matrices_decode_like_the_packed_ones_and_leave_them_alone(policy):
+    changed = load_policy(policy.profile, seed=3)
+    with torch.no_grad():
+        for name, p in changed.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(40).view(2, 20)
+    before = {n: p.clone() for n, p in changed.model.named_parameters()}
+    for model in (changed, load_base(policy.profile)):
+        with torch.no_grad():
+            packed = model.backbone(input_ids=ids).last_hidden_state
+            with dense(model):
+                layers = model.backbone.language_model.layers.named_modules()
+                kinds = {type(m).__name__ for n, m in layers if n.endswith("_proj")}
+                plain = model.backbone(input_ids=ids).last_hidden_state
+            again = model.backbone(input_ids=ids).last_hidden_state
+        assert kinds == {"Linear"} and torch.equal(packed, again)
+        torch.testing.assert_close(plain, packed, atol=1e-4, rtol=1e-4)
+    after = dict(changed.model.named_parameters())
+    assert after.keys() == before.keys() and all(torch.equal(after[n], p) for n, p in before.items())
+    assert all(after[n].requires_grad == ("lora" in n) for n in after)
 
 
 def test_repeated_prompts_give_rows_side_by_side(policy, cache):

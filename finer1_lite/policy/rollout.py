@@ -4,10 +4,12 @@ Departure from `generate`: a plain loop over `forward`, because `generate` keeps
 re-reads a prompt for each of its completions. Sampling is the same: temperature, then nucleus.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from .dense import dense
 from .inputs import Seen, pad
 from .load import Policy
 from .prefix import read_prompts
@@ -63,9 +65,10 @@ def rollout(
     per = max(1, policy.profile.rollout_batch // num_generations)
     policy.model.eval()  # with checkpointing in train mode the cache would be dropped
     rows: list[list[int]] = []
-    for start in range(0, len(prompts), per):
-        part = prompts[start : start + per]
-        rows += _decode(policy, part, num_generations, generator, temperature, top_p, limit)
+    with dense(policy) if policy.profile.dense_rollout else nullcontext():
+        for start in range(0, len(prompts), per):
+            part = prompts[start : start + per]
+            rows += _decode(policy, part, num_generations, generator, temperature, top_p, limit)
     pad_id = policy.processor.tokenizer.pad_token_id
     texts = policy.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
