@@ -97,10 +97,10 @@ def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[
 
 
 def dapo_setting(profile: Profile):
-    """DAPO at TAPO's cost in rollouts: all of them from the anchor, no triplet terms."""
+    """DAPO at TAPO's cost in rollouts: all of them from the anchor, no triplet terms, its own learning rate."""
     config = profile.tapo
     everything = config.num_anchor + config.num_positive
-    return replace(config, num_anchor=everything, num_positive=0), DAPO
+    return replace(config, num_anchor=everything, num_positive=0, lr=profile.dapo_lr), DAPO
 
 
 def reinforce(
