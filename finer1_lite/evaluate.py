@@ -102,11 +102,19 @@ def bootstrap_seeds(gaps: list[np.ndarray], classes: list[list[str]], seed: int 
     classes. Each draw takes seeds, then classes of each, then images of each class, all with repeats.
     """
     rng = np.random.default_rng(seed)
-    members = [[g[np.array(c) == name] for name in dict.fromkeys(c)] for g, c in zip(gaps, classes)]
-    means = []
-    for _ in range(draws):
-        picked = [members[s] for s in rng.integers(len(members), size=len(members))]
-        drawn = [[groups[i] for i in rng.integers(len(groups), size=len(groups))] for groups in picked]
-        means.append(np.mean([np.concatenate([g[rng.integers(len(g), size=len(g))] for g in d]).mean() for d in drawn]))
+    picked = rng.integers(len(gaps), size=(len(gaps), draws))  # which seed stands at each place of each draw
+    drawn = [[_resampled_means(rng, g, c, draws) for g, c in zip(gaps, classes)] for _ in gaps]
+    means = np.mean([np.choose(row, columns) for row, columns in zip(picked, drawn)], axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(np.mean([g.mean() for g in gaps])), float(low), float(high)
+
+
+def _resampled_means(rng: np.random.Generator, values: np.ndarray, classes: list[str], draws: int) -> np.ndarray:
+    """Means (draws,) of `values` (N,), where classes and then images of each drawn class come with repeats."""
+    groups = [values[np.array(classes) == name] for name in dict.fromkeys(classes)]
+    sizes = np.array([len(g) for g in groups])
+    padded = np.stack([np.pad(g, (0, sizes.max() - len(g))) for g in groups])  # (G, largest)
+    which = rng.integers(len(groups), size=(draws, len(groups)))
+    images = (rng.random((*which.shape, sizes.max())) * sizes[which][..., None]).astype(int)
+    found = padded[which[..., None], images] * (np.arange(sizes.max()) < sizes[which][..., None])
+    return found.sum((1, 2)) / sizes[which].sum(1)

@@ -4,23 +4,29 @@ import itertools
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .birds.dataset import load_birds
 from .birds.render import draw
-from .birds.species import all_species, describe, differences, look_alikes
+from .birds.species import all_species, by_name, describe, differences, look_alikes
 from .evaluate import METHODS, Prediction, bootstrap_seeds
 from .plots import poster
 
-PAIRS = (("cot_sft", "sft_answers"), ("tapo", "cot_sft"), ("dapo", "cot_sft"), ("tapo", "dapo"), ("tapo", "sft_answers"))
+PAIRS = (
+    ("cot_sft", "sft_answers"), ("tapo", "cot_sft"), ("dapo", "cot_sft"), ("tapo", "dapo"), ("tapo", "sft_answers"),
+)  # fmt: skip
 
 
 def save_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """One JSON line for each prediction."""
-    path.write_text("".join(json.dumps(p.__dict__) + "\n" for p in predictions))
+    """One JSON line for each prediction; the whole file or none."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(p.__dict__) + "\n" for p in predictions))
+    part.replace(path)
 
 
 def load_predictions(path: Path) -> list[Prediction]:
@@ -28,21 +34,53 @@ def load_predictions(path: Path) -> list[Prediction]:
     return [Prediction(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
+def difference(
+    work: Path, seeds: list[int], a: str, b: str, protocol: str, keep: Callable[[int, Prediction], bool]
+) -> dict:
+    """Row: accuracy of method `a` minus `b` on the same images, those that `keep(seed, prediction)` accepts."""
+    gaps, classes = [], []
+    for seed in seeds:
+        ours, theirs = (load_predictions(work / f"seed{seed}" / f"{m}_{protocol}.jsonl") for m in (a, b))
+        both = [(x, y) for x, y in zip(ours, theirs, strict=True) if keep(seed, x)]
+        gaps.append(np.array([float(x.correct) - float(y.correct) for x, y in both]))
+        classes.append([x.label for x, _ in both])
+    mean, low, high = (round(x, 4) for x in bootstrap_seeds(gaps, classes))
+    return {
+        "difference": f"{a} - {b}", "mean": mean, "low": low, "high": high, "n": sum(map(len, gaps)),
+        "each_seed": " ".join(f"{g.mean():+.3f}" for g in gaps),
+    }  # fmt: skip
+
+
 def paired_differences(work: Path, seeds: list[int]) -> list[dict]:
-    """Paired differences of accuracy between methods over the seeds in `work`, with 95% bootstrap intervals."""
-    rows = []
-    for (a, b), protocol, split in itertools.product(PAIRS, ("open", "closed"), ("seen", "unseen")):
-        gaps, classes = [], []
-        for seed in seeds:
-            ours, theirs = (load_predictions(work / f"seed{seed}" / f"{m}_{protocol}.jsonl") for m in (a, b))
-            both = [(x, y) for x, y in zip(ours, theirs, strict=True) if x.seen == (split == "seen")]
-            gaps.append(np.array([float(x.correct) - float(y.correct) for x, y in both]))
-            classes.append([x.label for x, _ in both])
-        mean, low, high = (round(x, 4) for x in bootstrap_seeds(gaps, classes))
-        rows.append({"difference": f"{a} - {b}", "protocol": protocol, "split": split,
-                     "mean": mean, "low": low, "high": high, "n": sum(map(len, gaps)),
-                     "each_seed": " ".join(f"{g.mean():+.3f}" for g in gaps)})  # fmt: skip
-    return rows
+    """Every pair of `PAIRS`, both protocols, seen and unseen: see `difference`."""
+    return [
+        {"protocol": protocol, "split": split}
+        | difference(work, seeds, a, b, protocol, lambda _, p: p.seen == (split == "seen"))
+        for (a, b), protocol, split in itertools.product(PAIRS, ("open", "closed"), ("seen", "unseen"))
+    ]
+
+
+def where_triplets_matter(work: Path, seeds: list[int]) -> list[dict]:
+    """TAPO minus DAPO, open-world, on kinds of test images: near look-alikes or not, dim or bright pictures."""
+    dim = {}
+    for seed in seeds:
+        light = [np.asarray(image).mean() for image in load_birds(seed)["test"]["image"]]
+        dim |= {(seed, i): value < np.median(light) for i, value in enumerate(light)}
+
+    def apart(p):  # attributes between the species and its nearest look-alike
+        return len(differences(by_name()[p.label].looks, look_alikes(p.label, 1)[0].looks))
+
+    kinds = {
+        "nearest look-alike one attribute apart": lambda _, p: apart(p) == 1,
+        "nearest look-alike further apart": lambda _, p: apart(p) > 1,
+        "darker half of the pictures": lambda seed, p: dim[seed, p.index],
+        "brighter half of the pictures": lambda seed, p: not dim[seed, p.index],
+    }
+    return [
+        {"images": kind, "split": split}
+        | difference(work, seeds, "tapo", "dapo", "open", lambda s, p: p.seen == (split == "seen") and keep(s, p))
+        for (kind, keep), split in itertools.product(kinds.items(), ("seen", "unseen"))
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -68,7 +106,7 @@ def table(results: pd.DataFrame) -> str:
 
 
 def draw_poster(results: pd.DataFrame, path: Path) -> None:
-    """One species in three pictures, three look-alikes, and open-world accuracy: mean, and lowest to highest seed."""
+    """One species in three pictures, three look-alikes, open-world accuracy: mean, and lowest to highest seed."""
     species = all_species()[2]
     alike = look_alikes(species.name)
     apart = [describe(s.looks, differences(species.looks, s.looks)).replace(", ", "\n") for s in alike]

@@ -29,7 +29,9 @@ from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
 from .policy.rollout import rollout
 from .prompts import QUESTIONS, THINK_INSTRUCTION, question
-from .report import draw_poster, paired_differences, save_predictions, table, versions
+from .report import (
+    draw_poster, load_predictions, paired_differences, save_predictions, table, versions, where_triplets_matter,
+)  # fmt: skip
 from .samplers import TripletSampler, nearest_classes
 from .sft import Row, train_sft, write_csv
 from .tapo import Tapo
@@ -129,8 +131,11 @@ def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
 
     def judged(policy, method, think):
         for protocol, nearest in (("open", None), ("closed", options)):
-            made = predict(policy, caches["test"], test, think, seed, nearest, f"{method} {protocol}")
-            save_predictions(out / f"{method}_{protocol}.jsonl", made)
+            path = out / f"{method}_{protocol}.jsonl"
+            if not path.exists():
+                said = predict(policy, caches["test"], test, think, seed, nearest, f"{method} {protocol}")
+                save_predictions(path, said)
+            made = load_predictions(path)
             rows.extend(result_rows(made, method, protocol, seed))
         say(f"{method}: {open_accuracy(rows, method)}, {time.perf_counter() - start:.0f} s")
 
@@ -189,6 +194,7 @@ def main() -> None:
         rows = [row for part in pool.imap(_one, [(seed, args.work) for seed in args.seeds]) for row in part]
     write_csv(args.out / "results.csv", rows)
     write_csv(args.out / "differences.csv", paired_differences(args.work, args.seeds))
+    write_csv(args.out / "where.csv", where_triplets_matter(args.work, args.seeds))
     draw_poster(pd.DataFrame(rows), args.out / "story.png")
     (args.out / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     print(table(pd.DataFrame(rows)))
