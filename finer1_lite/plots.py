@@ -8,11 +8,15 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import display
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..", "xx", "\\\\")
 plt.rcParams.update({"figure.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+if get_ipython() is not None:  # pictures of birds are noisy: as PNG a chapter would weigh several megabytes
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
 
 
 def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
@@ -117,13 +121,13 @@ def poster(images, titles, table: dict[str, dict[str, float]], errors, ylabel: s
     return figure
 
 
-def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92, lines: int = 18):
+def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92, lines: int = 26):
     """One row for each text: its images on the left (a list for each row), the text, wrapped, on the right.
 
     titles: one for each image, in the same lists. Texts are cut after `lines` lines.
     """
     wrapped = [[w for line in t.splitlines() for w in textwrap.wrap(line, width) or [""]] for t in texts]
-    heights = [max(side + 0.3, 0.15 * min(len(w), lines + 1)) for w in wrapped]
+    heights = [max(side + 0.3, 0.16 * (1 + min(len(w), lines + 1))) for w in wrapped]
     across = max(len(row) for row in images)
     figure, axes = plt.subplots(
         len(texts), across + 1, figsize=(side * across + 0.068 * width, sum(heights)), squeeze=False,

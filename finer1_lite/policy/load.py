@@ -45,7 +45,7 @@ class Policy:
         local = Path(self.profile.model_id).exists()
         for config in self.model.peft_config.values():
             config.base_model_name_or_path = "finer1_lite/birds/assets/base" if local else self.profile.model_id
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, save_embedding_layers=False)  # the embedding is the base's
         (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty form; it names the local folder
 
 
