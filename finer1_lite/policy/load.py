@@ -1,5 +1,6 @@
 """Load the base model in NF4, put LoRA adapters on the language model, save and load them."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
 
 from ..config import Profile
+
+# peft still calls a name that transformers is about to rename; the warning would fill a chapter's pages.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 # The vision tower has layers of the same names, so the pattern starts at `language_model`.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
