@@ -1,7 +1,7 @@
 """How the CPU profile's settings were chosen: one grid for every method, judged on validation images.
 
-`python -m finer1_lite.tuning --out results/tuning.csv` trains every setting on the split of seed 100,
-which no result uses, and writes accuracy on validation images. The rule is the same for all methods:
+`python -m finer1_lite.tuning sft`, then `rl`, trains every setting on the split of seed 100, which no
+result uses, and writes accuracy on validation images to `results/tuning.csv`. The rule is the same for all methods:
 the highest accuracy on *seen* species. Unseen species are reported and not used; whoever has their
 labels could have trained on them. A killed run goes on where it was.
 """
