@@ -5,4 +5,9 @@ As data you walk: `birds` or your own images -> `cot` (chains) -> `sft` -> `samp
 `story` runs everything without notebooks.
 """
 
+import logging
+
+# bitsandbytes would like a kernel from the Hub for some CPUs; we do not use it (policy/load.py), so it need not say so.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ MADE_BY = {
     "chains.jsonl": "01_cot_data", "sft_answers": "02_cot_sft", "cot_sft": "02_cot_sft", "dapo": "04_tapo",
     "tapo": "04_tapo",
 }  # fmt: skip
-QWEN_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
+QWEN_3B, QWEN_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 def runs_folder() -> Path:
@@ -56,6 +56,8 @@ class SFTConfig:
     lr: float = 1e-4
     warmup_steps: int = 6
     weight_decay: float = 0.1
+    micro_batch: int = 16  # rows read at once, at most
+    micro_tokens: int = 8192  # and their tokens, padding and images included
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class TapoConfig:
     temperature: float = 1.0
     top_p: float = 0.99
     max_rounds: int = 20
-    micro_batch: int = 8
+    overlong_buffer: int = 0  # tokens before max_new_tokens in which a completion is punished (DAPO); 0: it is not
+    micro_batch: int = 10  # rollouts scored at once, at most
+    micro_tokens: int = 8192  # and their tokens, images included
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,11 @@ class Profile:
     lora_alpha: int = 32
     max_pixels: int = 448 * 448
     max_new_tokens: int = 400
-    rollout_batch: int = 40
+    rollout_batch: int = 80
     eval_batch: int = 16
     dense_rollout: bool = False  # decode with unpacked, merged matrices: faster, the model in memory once more
+    checkpointing: bool = False  # keep only each layer's input for the backward pass, in packed rows
+    offload_tower: bool = False  # the vision tower waits on the CPU while it has nothing to encode
     seed: int = 0
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_answers: SFTConfig = field(default_factory=SFTConfig)
@@ -104,24 +110,29 @@ class Profile:
         return runs_folder() / self.name
 
 
-# The CPU's epochs, learning rates and switches were chosen on validation images of another split, by one rule
+# The CPU's epochs and learning rates were chosen on validation images of another split, by one rule
 # (finer1_lite.tuning, results/tuning.csv). With the paper's uncapped KL ratio, whose gradient is large just where
-# the two images differ most, the tiny policy loses what SFT taught it.
+# the two images differ most, the tiny policy loses what SFT taught it (finer1_lite.ablations, results/switches.csv).
 RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="released", negative_grad=False)
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
     max_new_tokens=112, rollout_batch=192, eval_batch=256, dense_rollout=True,
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
-    tapo=TapoConfig(steps=40, questions=8, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4,
+    tapo=TapoConfig(steps=40, questions=8, lr=6e-4, micro_batch=40, micro_tokens=8192, max_rounds=3), dapo_lr=3e-4,
     loss=RELEASED_SWITCHES,
 )  # fmt: skip
-_GPU = Profile(name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16")
+_GPU = Profile(
+    name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", checkpointing=True, offload_tower=True,
+)  # fmt: skip
+_BIG = replace(_GPU, name="a100", eval_batch=32, dense_rollout=True, offload_tower=False)
 PROFILES: dict[str, Profile] = {
     "cpu": _CPU,
-    "t4": replace(_GPU, name="t4", dtype="float16", rollout_batch=20, eval_batch=8),
+    "t4": replace(_GPU, name="t4", dtype="float16", eval_batch=8),
     "l4": _GPU,
-    "a100": replace(_GPU, name="a100", rollout_batch=80, eval_batch=32),
-    "h100": replace(_GPU, name="h100", rollout_batch=80, eval_batch=64),
+    "a100": _BIG,
+    "h100": replace(_BIG, name="h100", eval_batch=64),
+    "a100_bf16": replace(_BIG, name="a100_bf16", quantize=False, dense_rollout=False),  # LoRA on 16-bit weights
+    "a100_7b": replace(_BIG, name="a100_7b", model_id=QWEN_7B),
 }
 
 

@@ -22,10 +22,11 @@ field whose default is the paper's. Departures from the paper's letter, and why:
 3. The paper does not say under which image the *old* log-probs of a positive's rollout are taken. Here: the
    anchor, so that the ratio starts at 1; ``old_image="own"`` is importance-corrected (`condition_logps`).
 
-Relatives are presets of the same loss: `TAPO`, `RELEASED`, `DAPO`, `GRPO`, `DR_GRPO`. CLS-RL is `GRPO` with
-the thinking prompt and no SFT; No-Thinking-RL is `GRPO` with a prompt and a reward for the bare answer.
+Relatives are presets of the same loss: `TAPO`, `RELEASED`, `DAPO`, `GRPO`, `DR_GRPO`. In the loop (`Tapo`), with
+all rollouts from the anchor: DAPO's overlong shaping is `TapoConfig.overlong_buffer`; CLS-RL is `GRPO` without SFT
+before it; No-Thinking-RL is that with ``ask=partial(question, think=False)`` and `rewards.bare_reward`.
 NoisyRollout is the positive replaced by a distorted anchor; PAPO the negative by a masked anchor (and
-``kl_form="released"``).
+``kl_form="released"``): append such copies to the images, and let the triplets name them.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ def group_advantages(rewards: Tensor, num_generations: int, scale: str = "std", 
     _one_of("scale", scale, ("std", "none"))
     grouped = _groups(rewards, num_generations)
     centred = grouped - grouped.mean(dim=1, keepdim=True)
+    equal = (grouped == grouped[:, :1]).all(dim=1, keepdim=True)  # rounding of the mean must not look like a signal
+    centred = centred.masked_fill(equal, 0.0)
     if scale == "std":
         centred = centred / (grouped.std(dim=1, keepdim=True) + eps)
     return centred.reshape(-1)

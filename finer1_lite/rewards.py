@@ -81,6 +81,16 @@ def released_reward(completion: str, label: str) -> dict[str, float]:
 
 
 @lru_cache(maxsize=100_000)
+def bare_reward(completion: str, label: str) -> dict[str, float]:
+    """Accuracy alone, for answers without thinking (No-Thinking-RL, arXiv 2503.16188). "format": no <think> in it.
+
+    >>> bare_reward("<answer> Wren </answer>", "wren")
+    {'overall': 1.0, 'format': 1.0, 'accuracy': 1.0}
+    """
+    accuracy = accuracy_reward(completion, label)
+    return {"overall": accuracy, "format": float("<think>" not in strip_tags_space(completion)), "accuracy": accuracy}
+
+
 def normalise(text: str) -> str:
     """Lower case, one Unicode form, runs of anything but letters, digits and marks as one space.
 

@@ -5,20 +5,27 @@ in both.
 """
 
 import csv
+import hashlib
 import random
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from .checkpoint import (
+    Checkpoints, State, adapter_tensors, optimizer_tensors, restore_adapter, restore_optimizer, stopped, uninterrupted,
+)  # fmt: skip
 from .config import SFTConfig
 from .losses import chunked_logps
+from .parallel import Team
 from .policy.inputs import IGNORE, Seen, training_batch
 from .policy.load import Policy
+from .steps import Stepper, cut, halved_until_it_fits
 
 Row = tuple[str, Seen, str]
 
@@ -41,46 +48,91 @@ def epochs_of(n: int, batch_size: int, epochs: int, seed: int):
 
 
 def train_sft(
-    policy: Policy, rows: list[Row], config: SFTConfig, seed: int, micro_batch: int = 16,
-    log: Path | None = None, on_step: Callable[[dict], None] | None = None,
+    policy: Policy, rows: list[Row], config: SFTConfig, seed: int, log: Path | None = None,
+    on_step: Callable[[dict], None] | None = None, checkpoints: Checkpoints | None = None,
 ) -> list[dict]:  # fmt: skip
     """Train the policy's adapter on (question, seen, answer) rows, in place; returns a row for each step.
 
     The loss of a step is the mean over all its answer tokens, however the step is cut into
-    micro-batches. `on_step` gets each logged row (a notebook draws its curve with it). ValueError if
-    there are no rows.
+    micro-batches. `on_step` gets each logged row (a notebook draws its curve with it). With `checkpoints` it
+    starts where the newest one ends; Ctrl-C saves. ValueError if there are no rows.
     """
     if not rows:
         raise ValueError("no rows to train on: did quality control reject every chain?")
     plan = list(epochs_of(len(rows), config.batch_size, config.epochs, seed))
-    parameters = policy.trainable()
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, len(plan))
+    stepper = Stepper(policy.trainable(), optimizer, 1.0, policy.profile.dtype == "float16")
+    team, history = Team(), []  # a team of one, unless `accelerate launch` started more
+    identity = sft_identity(policy, rows, config, seed)
+
+    def state() -> State:
+        tensors = adapter_tensors(policy.model) | optimizer_tensors(optimizer)
+        facts = {"stepper": stepper.state(), "schedule": schedule.state_dict(), "history": history}
+        return State(len(history), tensors, facts, identity)
+
+    if checkpoints and (saved := checkpoints.load(identity)):
+        restore_adapter(policy.model, saved.tensors)
+        restore_optimizer(optimizer, saved.tensors)
+        stepper.restore(saved.facts["stepper"])
+        schedule.load_state_dict(saved.facts["schedule"])
+        optimizer.param_groups[0]["lr"] = schedule.get_last_lr()[0]
+        history = saved.facts["history"]
+    spent, start, micro_batch = history[-1]["seconds"] if history else 0.0, time.perf_counter(), config.micro_batch
     policy.model.train()
-    history, start = [], time.perf_counter()
-    for step, picks in enumerate(tqdm(plan, desc="SFT", mininterval=5)):
-        loss = _step(policy, [rows[i] for i in picks], micro_batch)
-        norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
-        history.append({"step": step, "loss": loss, "grad_norm": norm, "lr": schedule.get_last_lr()[0],
-                        "seconds": time.perf_counter() - start})  # fmt: skip
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if on_step:
-            on_step(history[-1])
-    policy.model.eval()
-    if log:
+    bar = tqdm(total=len(plan), initial=len(history), desc="SFT", mininterval=5, disable=not team.main)
+    try:
+        while len(history) < len(plan):
+            step = [rows[i] for i in plan[len(history)]]
+            run = partial(gather_gradients, policy, stepper, step, config.micro_tokens, team)
+            with uninterrupted():
+                loss, micro_batch = halved_until_it_fits(run, micro_batch, "rows of a micro-batch (micro_batch)")
+                loss = team.sum(loss)
+                team.sum_gradients(stepper.parameters)
+                row = {"step": len(history), "loss": loss, "lr": schedule.get_last_lr()[0]} | stepper.step(loss)
+                schedule.step()
+                history.append(row | {"seconds": spent + time.perf_counter() - start})
+            bar.update()
+            if checkpoints and checkpoints.due(len(history)) and team.main:
+                checkpoints.save(state())
+            if on_step:
+                on_step(history[-1])
+    except KeyboardInterrupt:
+        stopped(len(history), checkpoints.save(state()) if checkpoints and team.main else None)
+    finally:
+        policy.model.eval()
+        bar.close()
+    if log and team.main:
         write_csv(log, history)
     return history
 
 
-def _step(policy: Policy, rows: list[Row], micro_batch: int) -> float:
-    """Gradients of the mean token loss of one step; returns the loss."""
-    items = sum(len(policy.processor.tokenizer(a)["input_ids"]) + 1 for *_, a in rows)
-    total = 0.0
-    for i in range(0, len(rows), micro_batch):
-        loss, _ = answer_loss(policy, rows[i : i + micro_batch])
-        (loss / items).backward()
+def sft_identity(policy: Policy, rows: list[Row], config: SFTConfig, seed: int) -> dict:
+    """What must be the same for a checkpoint of this run to fit."""
+    texts = "\n".join(f"{question}\t{answer}" for question, _, answer in rows)
+    return {
+        "profile": policy.profile.name, "model": Path(policy.profile.model_id).name, "stage": "SFT", "seed": seed,
+        "config": {k: v for k, v in asdict(config).items() if not k.startswith("micro")},
+        "data": hashlib.sha256(texts.encode()).hexdigest()[:16],
+    }  # fmt: skip
+
+
+def gather_gradients(
+    policy: Policy, stepper: Stepper, rows: list[Row], tokens: int, team: Team, micro_batch: int
+) -> float:
+    """Gradients of this process's share of a step's mean token loss; returns that share of the loss.
+
+    rows: of the whole step. tokens, micro_batch: how many tokens (padding and images included) and rows are read
+    at once, at most.
+    """
+    stepper.forget()  # of a try that ran out of memory
+    lengths = [len(policy.processor.tokenizer(a)["input_ids"]) + 1 for *_, a in rows]
+    questions = [len(policy.processor.tokenizer(q)["input_ids"]) + len(s.tokens if s else ()) for q, s, _ in rows]
+    longest = max(a + b for a, b in zip(lengths, questions))
+    items, mine, total = sum(lengths), team.share(rows), 0.0
+    for part in cut([longest] * len(mine), tokens, micro_batch):
+        loss, _ = answer_loss(policy, mine[part.start : part.stop])
+        stepper.backward(loss / items)
         total += loss.item()
     return total / items
 

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .birds.dataset import load_birds
-from .config import ASSETS, Profile, get_profile
+from .birds.dataset import PER_CLASS, load_birds
+from .config import ASSETS, Profile, TapoConfig, get_profile
 from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
-from .evaluate import predict, result_rows
+from .evaluate import Prediction, predict, result_rows
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
@@ -47,7 +47,7 @@ def one_per_class(labels: list[str]) -> list[int]:
 
 def sampler_of(policy: Policy, cache: VisionCache, seed: int, temperature: float = 1.0) -> Sampler:
     """A teacher's voice: (image index, prompt) pairs to sampled texts."""
-    generator = torch.Generator(policy.model.device).manual_seed(seed)
+    generator = torch.Generator(policy.device).manual_seed(seed)
 
     def sample(asked: list[tuple[int, str]]) -> list[str]:
         prompts = [(prompt, cache.get([i])[0]) for i, prompt in asked]
@@ -116,50 +116,81 @@ def reinforce(
     return loop
 
 
+class Seed:
+    """One seed's pictures, their features, chains, adapters and answers; what already lies in `out` is used again.
+
+    judged_on: the split that is asked about, with `per_class` images of a class (see `load_birds`).
+    """
+
+    def __init__(self, profile: Profile, seed: int, out: Path, judged_on: str = "test", per_class=PER_CLASS):
+        out.mkdir(parents=True, exist_ok=True)
+        self.profile, self.seed, self.out = profile, seed, out
+        data = load_birds(seed, per_class)
+        self.base, self.labels, self.judged = load_base(profile), data["train"]["label"], data[judged_on]
+        self.cache, self.judged_cache = (
+            VisionCache(self.base.model, self.base.processor, data[name]["image"]) for name in ("train", judged_on)
+        )
+
+    def chains(self) -> list[dict]:
+        """Chat rows of the accepted chains."""
+        path = self.out / "chains.jsonl"
+        if not path.exists():
+            writers = (self.base, load_policy(self.profile, TEACHER))
+            voices = [sampler_of(policy, self.cache, self.seed) for policy in writers]
+            save_chains(path, chain_rows(*make_chains(*voices, self.labels, self.seed)))
+        return load_chains(path)
+
+    def sft(self, method: str, name: str | None = None, **changes) -> Path:
+        """Stage 1 on chains ("cot_sft") or bare names ("sft_answers"); `changes` to the profile's setting."""
+        folder = self.out / (name or method)
+        if not (folder / "adapter_model.safetensors").exists():
+            policy = load_policy(self.profile, seed=self.seed)
+            if method == "cot_sft":
+                config, rows = self.profile.sft, sft_rows(self.chains(), self.cache)
+            else:
+                config, rows = self.profile.sft_answers, answer_rows(self.labels, self.cache, self.seed)
+            train_sft(policy, rows, replace(config, **changes), self.seed, log=folder.with_suffix(".csv"))
+            policy.save(folder)
+        return folder
+
+    def rl(self, name: str, config: TapoConfig, loss: LossConfig) -> Path:
+        """Stage 2 from this seed's CoT SFT; writes `name` and `name`.csv."""
+        folder = self.out / name
+        if not (folder / "adapter_model.safetensors").exists():
+            policy = load_policy(self.profile, self.sft("cot_sft"))
+            reinforce(policy, self.cache, self.labels, config, loss, self.seed, self.out / f"{name}.csv")
+            policy.save(folder)
+        return folder
+
+    def answers(self, name: str, adapter: Path | None, protocol: str = "open", think: bool = True) -> list[Prediction]:
+        """What the adapter (None: the base) answers on the judged images."""
+        path = self.out / f"{name}_{protocol}.jsonl"
+        if not path.exists():
+            policy = self.base if adapter is None else load_policy(self.profile, adapter)
+            options = None
+            if protocol == "closed":
+                options = look_alike_classes(self.judged_cache, self.judged["label"])
+            asked = (think, self.seed, options, f"{name} {protocol}")
+            save_predictions(path, predict(policy, self.judged_cache, self.judged, *asked))
+        return load_predictions(path)
+
+
 def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
     """All five methods from one seed; writes chains, adapters and logs under `out`, returns result rows.
 
-    What already lies in `out` is used again, so a killed run goes on where it was.
+    A killed run goes on where it was.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    data, rows = load_birds(seed), []
-    base = load_base(profile)
-    caches = {name: VisionCache(base.model, base.processor, data[name]["image"]) for name in ("train", "test")}
-    labels, test = data["train"]["label"], data["test"]
-    options = look_alike_classes(caches["test"], test["label"])
-
-    def judged(policy, method, think):
-        for protocol, nearest in (("open", None), ("closed", options)):
-            path = out / f"{method}_{protocol}.jsonl"
-            if not path.exists():
-                said = predict(policy, caches["test"], test, think, seed, nearest, f"{method} {protocol}")
-                save_predictions(path, said)
-            made = load_predictions(path)
-            rows.extend(result_rows(made, method, protocol, seed))
+    start, rows, lab = time.perf_counter(), [], Seed(profile, seed, out)
+    steps = {
+        "base": lambda: None, "sft_answers": lambda: lab.sft("sft_answers"), "cot_sft": lambda: lab.sft("cot_sft"),
+        "dapo": lambda: lab.rl("dapo", *dapo_setting(profile)),
+        "tapo": lambda: lab.rl("tapo", profile.tapo, profile.loss),
+    }  # fmt: skip
+    for method, train in steps.items():
+        adapter, think = train(), method not in ("base", "sft_answers")
+        for protocol in ("open", "closed"):
+            rows += result_rows(lab.answers(method, adapter, protocol, think), method, protocol, seed)
         say(f"{method}: {open_accuracy(rows, method)}, {time.perf_counter() - start:.0f} s")
-
-    judged(base, "base", think=False)
-    if not (out / "chains.jsonl").exists():
-        teacher = sampler_of(load_policy(profile, TEACHER), caches["train"], seed)
-        tasks, built = make_chains(sampler_of(base, caches["train"], seed), teacher, labels, seed)
-        save_chains(out / "chains.jsonl", chain_rows(tasks, built))
-        say(f"chains: {len(built.accepted)} accepted, {len(built.rejected)} rejected")
-
-    for method, config in (("sft_answers", profile.sft_answers), ("cot_sft", profile.sft)):
-        if not (out / method / "adapter_model.safetensors").exists():
-            policy = load_policy(profile, seed=seed)
-            chains = sft_rows(load_chains(out / "chains.jsonl"), caches["train"])
-            examples = chains if method == "cot_sft" else answer_rows(labels, caches["train"], seed)
-            train_sft(policy, examples, config, seed, log=out / f"{method}.csv")
-            policy.save(out / method)
-        judged(load_policy(profile, out / method), method, think=method == "cot_sft")
-    for method, (config, loss) in (("dapo", dapo_setting(profile)), ("tapo", (profile.tapo, profile.loss))):
-        if not (out / method / "adapter_model.safetensors").exists():
-            policy = load_policy(profile, out / "cot_sft")
-            reinforce(policy, caches["train"], labels, config, loss, seed, out / f"{method}.csv")
-            policy.save(out / method)
-        judged(load_policy(profile, out / method), method, think=True)
     write_csv(out / "results.csv", rows)
     return rows
 

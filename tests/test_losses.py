@@ -70,6 +70,15 @@ def test_group_advantages_of_equal_rewards_are_zero():
     assert torch.equal(L.group_advantages(torch.zeros(4), 2), torch.zeros(4))
 
 
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.7, 1.0])
+def test_rounding_of_the_mean_is_no_signal(reward, scale):
+    """In fp32 the mean of twelve times 0.7 is not 0.7; over std + 1e-6 that grew to an advantage of 0.1."""
+    mixed = torch.tensor([reward] * 12 + [0.0, 0.0, 1.0, 1.0] * 3)
+    advantages = L.group_advantages(mixed, 12, scale).view(2, 12)
+    assert torch.equal(advantages[0], torch.zeros(12)) and advantages[1].abs().min() > 0.4
+
+
 @pytest.mark.parametrize("rows, group, message", [
     (4, 1, "at least 2"), (5, 2, "whole groups"), (4, 0, "at least 2"),
 ])

@@ -1,6 +1,7 @@
 """The policy's shortcuts give the same numbers as the plain way: cached images, own decoding, scoring."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.losses import selective_log_softmax
-from finer1_lite.policy.dense import dense
+from finer1_lite.policy.dense import decoding
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import load_base, load_policy
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
-from finer1_lite.policy.scoring import completion_logps
+from finer1_lite.policy.scoring import completion_logps, packed_mask
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 
 ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What does the beak look like?", "Describe the bird."]
@@ -80,7 +81,7 @@ def test_plain_matrices_decode_like_the_packed_ones_and_leave_them_alone(policy)
     for model in (changed, load_base(policy.profile)):
         with torch.no_grad():
             packed = model.backbone(input_ids=ids).last_hidden_state
-            with dense(model):
+            with decoding(model):
                 layers = model.backbone.language_model.layers.named_modules()
                 kinds = {type(m).__name__ for n, m in layers if n.endswith("_proj")}
                 plain = model.backbone(input_ids=ids).last_hidden_state
@@ -90,6 +91,25 @@ def test_plain_matrices_decode_like_the_packed_ones_and_leave_them_alone(policy)
     after = dict(changed.model.named_parameters())
     assert after.keys() == before.keys() and all(torch.equal(after[n], p) for n, p in before.items())
     assert all(after[n].requires_grad == ("lora" in n) for n in after)
+
+
+def test_lean_adapters_decode_like_pefts(policy):
+    lean = load_policy(replace(policy.profile, dense_rollout=False), seed=3)
+    with torch.no_grad():
+        for name, p in lean.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+        ids = torch.arange(40).view(2, 20)
+        whole = lean.backbone(input_ids=ids).last_hidden_state
+        with decoding(lean):
+            layers = lean.backbone.language_model.layers.named_modules()
+            assert {type(m).__name__ for n, m in layers if n.endswith("_proj")} == {"LeanLinear"}
+            light = lean.backbone(input_ids=ids).last_hidden_state
+        with lean.model.disable_adapter(), decoding(lean):
+            without = lean.backbone(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(light, whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(without, load_base(lean.profile).backbone(input_ids=ids).last_hidden_state)
+    assert (whole - without).abs().max() > 0.01
 
 
 def test_repeated_prompts_give_rows_side_by_side(policy, cache):
@@ -137,31 +157,90 @@ def test_scores_are_the_log_probs_of_the_plain_model(policy, cache, images):
         torch.testing.assert_close(scored[row, :n], selective_log_softmax(logits, completion)[0], atol=2e-4, rtol=1e-4)
 
 
-def test_shared_prompts_give_the_gradients_of_padded_rows(policy, cache):
-    """Scoring reads each prompt once; the plain way is one padded row for every completion."""
-    policy = load_policy(policy.profile, seed=3)
-    prompts = [p for p in zip(ASK, cache.get(range(4))) for _ in range(3)]
-    made = rollout(policy, prompts, 1, torch.Generator().manual_seed(0), max_new_tokens=30)
-    weight = torch.randn(made.completion_mask.shape, generator=torch.Generator().manual_seed(1))
+def gradients(policy, logps, weight):
+    policy.model.zero_grad()
+    (logps * weight).sum().backward()
+    return [p.grad.clone() for p in policy.trainable()]
 
-    def gradients(logps):
-        policy.model.zero_grad()
-        (logps * weight * made.completion_mask).sum().backward()
-        return [p.grad.clone() for p in policy.trainable()]
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "packed"])
+def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, cache, checkpointing):
+    """Scoring reads each prompt once; the plain way is one padded row for every completion.
+
+    In fp32 without NF4: bitsandbytes' kernels for the CPU compute in bfloat16 where no gradient is asked for.
+    """
+    policy = load_policy(replace(policy.profile, quantize=False, checkpointing=checkpointing), seed=3)
     with torch.no_grad():
         for name, p in policy.model.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
+    prompts = [p for p in zip(ASK, cache.get(range(4))) for _ in range(3)]
+    made = rollout(policy, prompts, 1, torch.Generator().manual_seed(0), max_new_tokens=30)
+    made.completion_mask[4, 1:], made.completion_mask[5, 7:] = 0, 0  # one token only; a short one
+    weight = torch.randn(made.completion_mask.shape, generator=torch.Generator().manual_seed(1)) * made.completion_mask
+    policy.scoring_mode()
+    layers = [m for m in policy.backbone.language_model.layers if m.gradient_checkpointing and m.training]
+    assert len(layers) == (5 if checkpointing else 0)
     shared = completion_logps(policy, prompts, made.completion_ids, made.completion_mask)
+    ours = gradients(policy, shared, weight)
     ids = [prompt_ids(policy.processor, text, seen) for text, seen in prompts]
     left, left_mask = pad(ids, policy.processor.tokenizer.pad_token_id, "left"), pad([[1] * len(i) for i in ids], 0, "left")
     whole, mask = torch.cat([left, made.completion_ids], 1), torch.cat([left_mask, made.completion_mask], 1)
     logits = policy.model(**model_inputs(policy.model, whole, mask, [s for _, s in prompts])).logits
     padded = selective_log_softmax(logits[:, left.shape[1] - 1 : -1], made.completion_ids)
-    torch.testing.assert_close(shared, padded * made.completion_mask, atol=1e-4, rtol=1e-4)
-    for a, b in zip(gradients(shared), gradients(padded)):
-        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
+    torch.testing.assert_close(shared, padded * made.completion_mask, atol=1e-5, rtol=1e-5)
+    for a, b in zip(ours, gradients(policy, padded, weight)):
+        assert (a - b).norm() < 1e-4 * b.norm()
+
+
+def test_packed_completions_do_not_see_each_other():
+    """[prompt p p | a | b b | padding]: who looks at whom, row by row."""
+    mask = packed_mask(torch.tensor([[0, 0, 1, 2, 2, -1]]))[0, 0].long().tolist()
+    assert mask == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]  # fmt: skip
+
+
+def test_a_full_cache_forgets_the_oldest_and_encodes_it_again(policy, images):
+    small = VisionCache(policy.model, policy.processor, images, max_bytes=2 * 16 * 128 * 4)  # two images
+    first = [s.tokens.clone() for s in small.get([0, 1, 2])]
+    assert small.bytes == 2 * 16 * 128 * 4 and small.patches_encoded == 3 * 64
+    small.get([2]), small.get([1])
+    assert small.patches_encoded == 3 * 64
+    again = small.get([0])[0].tokens
+    assert small.patches_encoded == 4 * 64 and torch.equal(again, first[0])
+
+
+def test_features_that_overflow_half_precision_name_the_image(policy, images):
+    half = load_policy(replace(policy.profile, quantize=False, dtype="float16"))
+    assert half.backbone.visual.dtype == torch.float32 and half.backbone.language_model.dtype == torch.float16
+    assert VisionCache(half.model, half.processor, images).get([0])[0].tokens.dtype == torch.float16
+    with torch.no_grad():
+        half.backbone.visual.merger.mlp[2].weight.mul_(1e7)
+    with pytest.raises(FloatingPointError, match=r"image 1 \(112x112 pixels\).*max_pixels"):
+        VisionCache(half.model, half.processor, images).get([1])
+
+
+def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, cache):
+    """The fault is real to the caller: the model raises what CUDA raises while more than 4 rows are decoded."""
+    prompts = list(zip(ASK, cache.get(range(4))))
+    whole = rollout(load_policy(policy.profile), prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
+    tight = load_policy(replace(policy.profile, rollout_batch=8))
+
+    def full(module, arguments, keywords):
+        if keywords["input_ids"] is not None and len(keywords["input_ids"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = tight.backbone.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.warns(RuntimeWarning, match="rollout_batch.* lowered from 4 to 2"):
+        made = rollout(tight, prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
+    assert tight.profile.rollout_batch == 4 and len(made.texts) == 8
+    assert made.texts[:4] == rollout(tight, prompts[:2], 2, torch.Generator().manual_seed(0), max_new_tokens=8).texts
+    assert whole.completion_ids.shape == made.completion_ids.shape
+    with pytest.raises(MemoryError, match="even 1 does not fit"):
+        rollout(tight, prompts, 5, torch.Generator().manual_seed(0), max_new_tokens=8)
+    handle.remove()
 
 
 def test_only_answers_are_labelled_and_the_end_token_is(policy, cache):
@@ -177,6 +256,8 @@ def test_nf4_spares_the_vision_tower_and_the_head_and_lora_spares_the_tower(poli
 
     names = [n for n, m in policy.model.named_modules() if isinstance(m, Linear4bit)]
     assert len(names) == 7 * 5 and all("language_model" in n for n in names)
+    # Where the CPU has AVX512-BF16, bitsandbytes would pack the weights for a bfloat16 kernel without gradients.
+    assert not any(m.support_avx512bf16_for_cpu for m in policy.model.modules() if isinstance(m, Linear4bit))
     trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 7 * 5 and all("lora" in n and "language_model" in n for n in trained)
 

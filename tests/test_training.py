@@ -1,17 +1,22 @@
 """The two loops train for real on the tiny model: every adapter weight moves, the same seed repeats itself."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.losses import DAPO, TAPO, LossConfig, group_advantages
+from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig, group_advantages
+from finer1_lite.parallel import Team
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
+from finer1_lite.prompts import ANSWER_INSTRUCTION, THINK_INSTRUCTION, question
+from finer1_lite.rewards import bare_reward, released_reward
 from finer1_lite.samplers import TripletSampler
-from finer1_lite.sft import answer_loss, epochs_of, train_sft
+from finer1_lite.sft import answer_loss, epochs_of, gather_gradients, train_sft
+from finer1_lite.steps import Stepper
 from finer1_lite.story import answer_rows, dapo_setting, look_alike_classes
 from finer1_lite.tapo import Tapo, own_images
 
@@ -57,13 +62,12 @@ def test_sft_lowers_the_loss_and_moves_every_adapter_weight(cache, data):
 
 
 def test_sft_gradients_do_not_depend_on_the_cut_into_micro_batches(cache, data):
-    from finer1_lite.sft import _step
-
     rows = answer_rows(data["label"], cache, 0)[:8]
     grads = []
     for size in (8, 3):
         policy = load_policy(PROFILE)
-        _step(policy, rows, size)
+        stepper = Stepper(policy.trainable(), torch.optim.AdamW(policy.trainable()), 1.0)
+        gather_gradients(policy, stepper, rows, 8192, Team(), size)
         grads.append([p.grad for p in policy.trainable()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
@@ -145,3 +149,29 @@ def test_dapo_has_as_many_rollouts_as_tapo_and_no_triplet_terms():
     config, loss = dapo_setting(PROFILE)
     assert config.num_anchor == PROFILE.tapo.num_anchor + PROFILE.tapo.num_positive and not config.num_positive
     assert loss.gamma == loss.eta1 == loss.eta2 == 0
+
+
+def test_overlong_shaping_lowers_the_reward_of_long_completions(cache, data):
+    plain, shaped = (loop(cache, data, DAPO, replace(SMALL, overlong_buffer=b)) for b in (0, 110))
+    limit = plain.policy.profile.max_new_tokens
+    ours, theirs = (rl.roll_out(rl.sampler.next(2)) for rl in (plain, shaped))
+    for a, b in zip(ours, theirs):
+        assert a.texts == b.texts
+        for reward, lower, n in zip(a.rewards, b.rewards, a.completion_mask.sum(-1)):
+            assert float(lower - reward) == pytest.approx(max(-1.0, min(0.0, (limit - 110 - int(n)) / 110)))
+    assert any((b.rewards < a.rewards).any() for a, b in zip(ours, theirs))
+
+
+def test_no_thinking_rl_and_cls_rl_are_settings_of_the_same_loop(cache, data):
+    """GRPO, all rollouts from the anchor; with the bare question and reward, or with the thinking ones."""
+    setting = replace(SMALL, num_anchor=6, num_positive=0, steps=1)
+    policy = load_policy(PROFILE)
+    for think, reward in ((False, bare_reward), (True, released_reward)):
+        sampler = TripletSampler(data["label"], look_alike_classes(cache, data["label"]), 0)
+        rl = Tapo(policy, cache, data["label"], sampler, setting, GRPO, 0, reward, partial(question, think=think))
+        groups, _ = rl.collect()
+        assert len(groups) == 2  # no group is dropped
+        assert all((THINK_INSTRUCTION in g.question) is think for g in groups)
+        assert all((ANSWER_INSTRUCTION in g.question) is not think for g in groups)
+        assert rl.update(groups)["grad_norm"] >= 0
+        assert rl.identity()["reward"] == reward.__name__

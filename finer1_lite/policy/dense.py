@@ -1,7 +1,9 @@
-"""For decoding: every NF4 + LoRA linear as one plain matrix, built once for a rollout, and put back after it.
+"""For decoding: lighter linears than PEFT's over NF4, put in place for a rollout, and put back after it.
 
-A decoding step is a few small products, and unpacking weights and adding adapters costs more than the
-products. The sum is the same up to rounding; the packed weights and the adapter are not touched.
+A decoding step is a few hundred small products, so what surrounds them costs more than they do. `dense` makes one
+plain matrix of unpacked weight and adapter: fastest, but the whole model in memory once more. Without it the packed
+weight stays and the adapter is two products in the model's own precision. The sum is the same up to rounding; the
+packed weights and the adapter are not touched.
 """
 
 from contextlib import contextmanager
@@ -29,17 +31,36 @@ def plain_linear(layer: nn.Module) -> nn.Linear:
     return linear
 
 
+class LeanLinear(nn.Module):
+    """A LoRA layer as its base's product and two small ones; PEFT casts, clones and checks around them."""
+
+    def __init__(self, layer: LoraLayer):
+        super().__init__()
+        self.base, self.sides = layer.get_base_layer(), []
+        dtype = self.base.compute_dtype if isinstance(self.base, Linear4bit) else self.base.weight.dtype
+        for name in () if layer.disable_adapters else layer.active_adapters:
+            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
+            self.sides.append((down.T.to(dtype), up.T.to(dtype)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.base(x)
+        for down, up in self.sides:
+            made = made + x @ down @ up
+        return made
+
+
 @contextmanager
-def dense(policy: Policy):
-    """Inside, the policy decodes with plain matrices (in the profile's dtype: the whole model's size again)."""
-    swapped = []
+def decoding(policy: Policy):
+    """Inside, the policy decodes with plain matrices (`Profile.dense_rollout`) or with lean adapters; no gradients."""
+    swapped, dense = [], policy.profile.dense_rollout
     with torch.no_grad():
         for parent in [m for m in policy.model.modules() if not isinstance(m, LoraLayer)]:
             for name, child in list(parent.named_children()):
                 inner = child.get_base_layer() if isinstance(child, LoraLayer) else child
-                if isinstance(inner, Linear4bit) or (inner is not child and isinstance(inner, nn.Linear)):
+                adapted = inner is not child and isinstance(inner, nn.Linear)
+                if adapted or (dense and isinstance(inner, Linear4bit)):
                     swapped.append((parent, name, child))
-                    setattr(parent, name, plain_linear(child))
+                    setattr(parent, name, plain_linear(child) if dense else LeanLinear(child))
     try:
         yield
     finally:

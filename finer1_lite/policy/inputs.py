@@ -12,9 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..prompts import messages
+from ..steps import cut
 
 IGNORE = -100
 IMAGE_PAD = "<|image_pad|>"
+PATCHES_AT_ONCE = 8192  # in the vision tower: eight images of 448x448
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,18 @@ def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
     return pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value, padding_side=side)
 
 
+def home(model) -> torch.Tensor:
+    """The token embedding: its device and dtype are the language model's. `model.device` would be the vision
+    tower's, which may wait on the CPU, in fp32."""
+    return model.get_input_embeddings().weight
+
+
 def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: list[Seen | None]) -> dict:
     """Keyword arguments for `forward` or `generate`.
 
     input_ids, attention_mask: (B, L), one image at most in each row, in the order of `seen` (B).
     """
-    device = model.device
+    device = home(model).device
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     images = [s for s in seen if s is not None]
     if images:
@@ -67,36 +75,64 @@ def training_batch(model, processor, rows: list[tuple[str, Seen | None, str]]) -
     ids = pad([p + a for p, a in zip(prompts, answers)], processor.tokenizer.pad_token_id, "right")
     labels = pad([[IGNORE] * len(p) + a for p, a in zip(prompts, answers)], IGNORE, "right")
     mask = pad([[1] * (len(p) + len(a)) for p, a in zip(prompts, answers)], 0, "right")
-    return model_inputs(model, ids, mask, [seen for _, seen, _ in rows]), labels.to(model.device)
+    return model_inputs(model, ids, mask, [seen for _, seen, _ in rows]), labels.to(home(model).device)
 
 
 class VisionCache:
-    """Features of a data set's images, each encoded once, kept on the CPU.
+    """Features of a data set's images, each encoded once, kept on the CPU up to `max_bytes`.
 
     `images` is anything that gives a PIL image for `images[i]`. Features are detached: with LoRA on
-    the language model the tower is frozen, so they never change.
+    the language model the tower is frozen, so they never change. Beyond `max_bytes` the features that were
+    not asked for the longest are dropped, and encoded again when they are. A tower that waits on the CPU
+    (`Profile.offload_tower`) goes to the model's device while it encodes.
     """
 
-    def __init__(self, model, processor, images, batch_size: int = 32):
+    def __init__(self, model, processor, images, batch_size: int = 32, max_bytes: int = 4 * 2**30):
         qwen = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
-        self.vision = qwen.model.visual
-        self.processor, self.images, self.batch_size = processor, images, batch_size
-        self.patches_encoded, self._seen = 0, {}
+        self.qwen, self.vision = qwen, qwen.model.visual
+        self.processor, self.images, self.batch_size, self.max_bytes = processor, images, batch_size, max_bytes
+        self.patches_encoded, self.bytes, self._seen = 0, 0, {}
 
     def get(self, indices) -> list[Seen]:
         """Features of the images `indices`, in that order."""
-        missing = [i for i in dict.fromkeys(int(i) for i in indices) if i not in self._seen]
-        for start in range(0, len(missing), self.batch_size):
-            self._encode(missing[start : start + self.batch_size])
-        return [self._seen[int(i)] for i in indices]
+        indices = [int(i) for i in indices]
+        wanted = {i: self._seen[i] for i in dict.fromkeys(indices) if i in self._seen}
+        missing = [i for i in dict.fromkeys(indices) if i not in wanted]
+        if missing:
+            waits = self.vision.device
+            self.vision.to(home(self.qwen).device)
+            for start in range(0, len(missing), self.batch_size):
+                wanted |= self._encode(missing[start : start + self.batch_size])
+            self.vision.to(waits)
+        self._keep(wanted)
+        return [wanted[i] for i in indices]
+
+    def _keep(self, wanted: dict[int, Seen]) -> None:
+        """Remember these as the newest, and forget the oldest beyond `max_bytes`."""
+        for i, seen in wanted.items():
+            self.bytes += 0 if self._seen.pop(i, None) else seen.tokens.nbytes
+            self._seen[i] = seen
+        while self.bytes > self.max_bytes and len(self._seen) > 1:
+            self.bytes -= self._seen.pop(next(iter(self._seen))).tokens.nbytes
 
     @torch.no_grad()
-    def _encode(self, indices):
+    def _encode(self, indices: list[int]) -> dict[int, Seen]:
         images = [self.images[i].convert("RGB") for i in indices]
         batch = self.processor.image_processor(images, return_tensors="pt")
-        grid = batch["image_grid_thw"]
-        pixels = batch["pixel_values"].to(self.vision.device, self.vision.dtype)
-        merged = self.vision(pixels, grid.to(self.vision.device)).pooler_output.cpu()
-        self.patches_encoded += len(pixels)
-        sizes = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
-        self._seen |= {i: Seen(t.clone(), g) for i, t, g in zip(indices, merged.split(sizes), grid)}
+        patches, grid = batch["image_grid_thw"].prod(-1).tolist(), batch["image_grid_thw"]
+        pixels, tokens = batch["pixel_values"].split(patches), []
+        for part in cut(patches, PATCHES_AT_ONCE, len(patches)):
+            rows, sizes = torch.cat(pixels[part.start : part.stop]), grid[part.start : part.stop]
+            rows, sizes = rows.to(self.vision.device, self.vision.dtype), sizes.to(self.vision.device)
+            merged = self.vision(rows, sizes).pooler_output.to("cpu", home(self.qwen).dtype)
+            tokens += merged.split([patches[i] // self.processor.image_processor.merge_size**2 for i in part])
+        self.patches_encoded += sum(patches)
+        made = {i: Seen(t.clone(), g) for i, t, g in zip(indices, tokens, grid)}
+        broken = [i for i, seen in made.items() if not seen.tokens.isfinite().all()]
+        if broken:
+            width, height = images[indices.index(broken[0])].size
+            raise FloatingPointError(
+                f"the features of image {broken[0]} ({width}x{height} pixels) overflow "
+                f"{home(self.qwen).dtype}; lower max_pixels of the profile, or take a card with bfloat16"
+            )
+        return made

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
 
-from ..config import Profile
+from ..config import ASSETS, Profile
+from .inputs import home
 
 # peft still calls a name that transformers is about to rename; the warning would fill a chapter's pages.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -40,15 +42,25 @@ class Policy:
     def _qwen(self):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
+    @property
+    def device(self) -> torch.device:
+        """Where the language model computes."""
+        return home(self.model).device
+
+    def scoring_mode(self) -> None:
+        """Checkpointing works in train mode only. Nothing else differs: there is no dropout anywhere."""
+        self.model.train(self.profile.checkpointing)
+
     def trainable(self) -> list[torch.nn.Parameter]:
         """The parameters that an optimizer should get: the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as safetensors, without this machine's paths."""
-        local = Path(self.profile.model_id).exists()
+        base = Path(self.profile.model_id)
+        shipped = base.exists() and base.resolve() == (ASSETS / "base").resolve()
         for config in self.model.peft_config.values():
-            config.base_model_name_or_path = "finer1_lite/birds/assets/base" if local else self.profile.model_id
+            config.base_model_name_or_path = "finer1_lite/birds/assets/base" if shipped else self.profile.model_id
         self.model.save_pretrained(folder, save_embedding_layers=False)  # the embedding is the base's
         (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty form; it names the local folder
 
@@ -74,8 +86,28 @@ def load_base(profile: Profile) -> Policy:
         profile.model_id, dtype=getattr(torch, profile.dtype), quantization_config=quantization(profile),
         device_map=profile.device, use_safetensors=True,
     )  # fmt: skip
-    processor = AutoProcessor.from_pretrained(profile.model_id, max_pixels=profile.max_pixels)
-    return Policy(model.requires_grad_(False).eval(), processor, profile)
+    for layer in model.modules():  # on CPUs with AVX512-BF16 bitsandbytes would compute in bfloat16, without gradients
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+    if profile.dtype == "float16":  # some image sizes overflow fp16 in the tower
+        model.model.visual.float()
+    if profile.offload_tower:
+        model.model.visual.to("cpu")
+    if profile.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return Policy(model.requires_grad_(False).eval(), load_processor(profile), profile)
+
+
+def load_processor(profile: Profile) -> AutoProcessor:
+    """The base's processor with the profile's pixels.
+
+    In the image processor alone: `from_pretrained(max_pixels=...)` would leave them with the tokenizer too, and
+    every later call would warn.
+    """
+    processor = AutoProcessor.from_pretrained(profile.model_id)
+    images = processor.image_processor
+    images.size = dict(images.size) | {"longest_edge": profile.max_pixels}
+    return processor
 
 
 def add_adapter(policy: Policy, seed: int, new_tokens: list[int] | None = None) -> Policy:

@@ -4,12 +4,12 @@ Departure from `generate`: a plain loop over `forward`, because `generate` keeps
 re-reads a prompt for each of its completions. Sampling is the same: temperature, then nucleus.
 """
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from .dense import dense
+from ..steps import halved_until_it_fits
+from .dense import decoding
 from .inputs import Seen, pad
 from .load import Policy
 from .prefix import read_prompts
@@ -60,15 +60,28 @@ def rollout(
     policy: Policy, prompts: list[tuple[str, Seen]], num_generations: int, generator: torch.Generator,
     temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int | None = None,
 ) -> Rollouts:  # fmt: skip
-    """Sample `num_generations` completions of each (question, seen) prompt, in batches that fit."""
+    """Sample `num_generations` completions of each (question, seen) prompt, in batches that fit.
+
+    A batch that does not fit into memory is sampled again in halves, and the profile's rollout_batch stays so.
+    """
     limit = max_new_tokens or policy.profile.max_new_tokens
-    per = max(1, policy.profile.rollout_batch // num_generations)
+    per, start = max(1, policy.profile.rollout_batch // num_generations), 0
     policy.model.eval()  # with checkpointing in train mode the cache would be dropped
     rows: list[list[int]] = []
-    with dense(policy) if policy.profile.dense_rollout else nullcontext():
-        for start in range(0, len(prompts), per):
-            part = prompts[start : start + per]
-            rows += _decode(policy, part, num_generations, generator, temperature, top_p, limit)
+    with decoding(policy):
+        while start < len(prompts):
+            drawn = generator.get_state() if generator else None
+
+            def decode(per: int) -> list[list[int]]:
+                if generator:
+                    generator.set_state(drawn)
+                part = prompts[start : start + per]
+                return _decode(policy, part, num_generations, generator, temperature, top_p, limit)
+
+            made, fits = halved_until_it_fits(decode, per, "questions sampled at once (rollout_batch)")
+            rows, start = rows + made, start + fits
+            if fits < per:
+                per, policy.profile = fits, replace(policy.profile, rollout_batch=fits * num_generations)
     pad_id = policy.processor.tokenizer.pad_token_id
     texts = policy.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
@@ -82,14 +95,14 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
     done: list[list[int]] = [[] for _ in range(len(now.hidden))]
     alive = torch.arange(len(now.hidden))
     forbidden = forbidden_ids(policy.model)
-    for _ in range(limit):
+    for count in range(1, limit + 1):
         logits = now.hidden @ policy.head.T
         logits[:, forbidden] = -torch.inf
         tokens = sample_tokens(logits, temperature, top_p, generator)
         for row, token in zip(alive.tolist(), tokens.tolist()):
             done[row].append(token)
         going = (tokens != tokenizer.eos_token_id).nonzero().squeeze(-1)
-        if not len(going):
+        if not len(going) or count == limit:
             break
         if len(going) < len(tokens):
             now.select(going)

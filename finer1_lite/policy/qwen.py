@@ -1,0 +1,42 @@
+"""The shapes of Qwen2.5-VL as data, for what has to know them without a download.
+
+Source: `config.json` of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct on the Hugging Face Hub; what is not
+named here stands there as it is in transformers' defaults. The models built from it have as many
+parameters as the published weights: 3,754,622,976 and 8,292,166,656.
+"""
+
+from transformers import Qwen2_5_VLConfig
+
+SHAPES = {
+    "3B": {
+        "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+    "7B": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def qwen_config(size: str) -> Qwen2_5_VLConfig:
+    """The config of Qwen2.5-VL-`size`-Instruct, "3B" or "7B". ValueError for another size.
+
+    >>> qwen_config("3B").text_config.num_hidden_layers
+    36
+    """
+    if size not in SHAPES:
+        raise ValueError(f"the shapes of {size!r} are not known here; choose one of: {', '.join(SHAPES)}")
+    shape = SHAPES[size]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    text = shape | {"max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "rope_parameters": rope}
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": shape["hidden_size"],
+        "tokens_per_second": 2,
+    }  # fmt: skip
+    return Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=shape["tie_word_embeddings"],
+        image_token_id=151655, video_token_id=151656, vision_start_token_id=151652,
+        vision_end_token_id=151653,
+    )  # fmt: skip

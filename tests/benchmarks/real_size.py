@@ -1,0 +1,150 @@
+"""The real size on a GPU: Qwen2.5-VL-3B from its configuration with random weights, NF4, one TAPO step.
+
+    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256
+
+Random weights are valid for speed and memory and say nothing about accuracy. The model is built from its
+configuration, saved as safetensors and loaded again by the package's own `load_policy`, so the path is the one
+that the downloaded model takes; only the tokenizer is the tiny one, whose ids the configuration gets. An end token is
+never sampled, so completions have their full length. Two warm-up steps, then the median of `--steps`, synchronised.
+A row is added to `tests/benchmarks/results/real_size.csv`: seconds by phase, milliseconds for each decoding step,
+tokens per second, peak memory, and seconds over the lower bound that the arithmetic alone would take.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from finer1_lite.birds.model import SPECIAL
+from finer1_lite.config import PROFILES, Profile, get_profile
+from finer1_lite.policy.inputs import VisionCache
+from finer1_lite.policy.load import load_policy, load_processor
+from finer1_lite.policy.qwen import qwen_config
+from finer1_lite.report import versions
+from finer1_lite.tapo import Tapo
+
+from .setting import fixed_length, our_reward, sampler_of
+
+RESULTS = Path(__file__).parent / "results" / "real_size.csv"
+PEAK_TFLOPS = {"Tesla T4": 65, "NVIDIA L4": 121, "NVIDIA A100": 312, "NVIDIA H100": 989, "NVIDIA H200": 989}
+# GFLOP of the 3B: for a token of the language model, for a row of logits, for an image patch in the tower.
+TOKEN, LOGITS, PATCH = 5.55, 0.62, 1.28
+
+
+def save_random(config, folder: Path, device: str) -> None:
+    """A model of `config` with random weights in bfloat16, with the tiny tokenizer and its ids."""
+    processor = load_processor(PROFILES["cpu"])
+    ids = {t: processor.tokenizer.convert_tokens_to_ids(t) for t in SPECIAL}
+    config.image_token_id, config.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
+    config.vision_start_token_id, config.vision_end_token_id = ids["<|vision_start|>"], ids["<|vision_end|>"]
+    config.text_config.eos_token_id, config.text_config.pad_token_id = ids["<|im_end|>"], ids["<|endoftext|>"]
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}
+    processor.save_pretrained(folder)
+
+
+def pictures(tokens: int, count: int) -> list[Image.Image]:
+    """Noise of a size that makes `tokens` image tokens, as square as 28 x 28 pixels a token allow."""
+    rows = max(n for n in range(1, int(tokens**0.5) + 1) if tokens % n == 0)
+    shape, rng = (rows * 28, tokens // rows * 28, 3), np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
+
+
+def make_loop(profile: Profile, image_tokens: int) -> Tapo:
+    """TAPO with the released switches on noise of four classes; every group is kept."""
+    policy = load_policy(profile)
+    labels = [name for name in "abcdefgh" for _ in range(4)]
+    cache = VisionCache(policy.model, policy.processor, pictures(image_tokens, len(labels)))
+    loss = replace(PROFILES["cpu"].loss, filter_rule="none")
+    return Tapo(policy, cache, labels, sampler_of(labels, 0), profile.tapo, loss, 0, our_reward)
+
+
+def now(device: str) -> float:
+    """Seconds, after everything that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def one_step(loop: Tapo) -> dict[str, float]:
+    """Seconds of the two halves of a step."""
+    device = loop.policy.profile.device
+    start = now(device)
+    with fixed_length():
+        groups, _ = loop.collect()
+    sampled = now(device)
+    loop.update(groups)
+    return {"rollout_s": sampled - start, "update_s": now(device) - sampled}
+
+
+def bound(profile: Profile, image_tokens: int, device_name: str) -> float:
+    """Seconds that the arithmetic of a step takes at the card's peak: prompts, decoding, scoring; NaN if unknown.
+
+    Decoding is taken at one forward pass for its tokens, training with checkpointing at three, and the negative at
+    one more; the vision tower not at all, because features are kept.
+    """
+    peak = next((p for name, p in PEAK_TFLOPS.items() if device_name.startswith(name)), float("nan"))
+    c = profile.tapo
+    rows, sides = c.questions * (c.num_anchor + c.num_positive), c.questions * (2 if c.num_positive else 1)
+    prompts, completions = sides * (image_tokens + 60), rows * profile.max_new_tokens
+    read = prompts + completions
+    gflop = TOKEN * (prompts + completions + 3 * read + read) + LOGITS * completions * (1 + 3 + 1)
+    return gflop / peak / 1000
+
+
+def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2) -> dict:
+    """One row of the results."""
+    loop = make_loop(profile, image_tokens)
+    loop.cache.get(range(len(loop.labels)))  # a run encodes each image once
+    if profile.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = pd.DataFrame([one_step(loop) for _ in range(warm_up + steps)])[warm_up:].median()
+    name = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu"
+    c, total = profile.tapo, float(times.sum())
+    made = c.questions * (c.num_anchor + c.num_positive) * profile.max_new_tokens
+    least = bound(profile, image_tokens, name)
+    peaks = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()] if profile.device == "cuda" else [0, 0]
+    return {
+        "profile": profile.name, "card": name, "image_tokens": image_tokens, "new_tokens": profile.max_new_tokens,
+        "step_s": total, **times, "decode_ms": 1000 * times.rollout_s / profile.max_new_tokens,
+        "tokens_per_s": made / total, "allocated_gib": peaks[0] / 2**30, "reserved_gib": peaks[1] / 2**30,
+        "bound_s": least, "over_bound": total / least,
+    } | versions()  # fmt: skip
+
+
+def main() -> None:
+    """Command line: one profile at one size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("profile", choices=[n for n in PROFILES if n != "cpu"])
+    parser.add_argument("--image-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--card-gib", type=float, help="use no more of the card's memory than this")
+    args = parser.parse_args()
+    profile = get_profile(args.profile)
+    if args.card_gib:
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(args.card_gib * 2**30 / whole)
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(qwen_config("7B" if "7B" in profile.model_id else "3B"), Path(folder), "cuda")
+        torch.cuda.empty_cache()
+        pixels = args.image_tokens * 28 * 28
+        profile = replace(profile, model_id=folder, max_new_tokens=args.new_tokens, max_pixels=pixels)
+        row = measure(profile, args.image_tokens, args.steps)
+    old = pd.read_csv(RESULTS).to_dict("records") if RESULTS.exists() else []
+    pd.DataFrame(old + [row]).to_csv(RESULTS, index=False, float_format="%.6g")
+    print(pd.Series(row).to_string())
+
+
+if __name__ == "__main__":
+    main()

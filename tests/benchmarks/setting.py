@@ -1,0 +1,243 @@
+"""The same step for both: TRL's `GRPOTrainer` and our `Tapo`, with the same model, prompts and lengths.
+
+What is made equal, and how:
+
+- The tiny base model with LoRA on the language model, in NF4 as the CPU profile trains it, or in fp32.
+- Questions and images: TRL's data set holds what our loop will draw, in that order.
+- Lengths: the end token cannot be sampled, so each completion has exactly `max_new_tokens` tokens.
+- Rollouts: all groups are kept (no dynamic sampling); temperature, nucleus, micro-batch, optimizer alike.
+- The adapter in fp32: TRL casts that of a 4-bit model to bfloat16, and here it is cast back.
+- TRL without gradient checkpointing, which is its default and would cost it another forward pass.
+
+Where they cannot be equal the advantage is TRL's: its data loader is not timed, and our image cache is
+emptied before each step, while in a run every image is encoded only once. In one point it is ours: TRL
+computes the entropy of each token for its log, and cannot be told not to.
+"""
+
+import tempfile
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import PrinterCallback, TrainerCallback
+
+from finer1_lite import tapo as tapo_module
+from finer1_lite.birds.dataset import evaluation_species
+from finer1_lite.birds.render import draw
+from finer1_lite.config import RELEASED_SWITCHES, Profile, TapoConfig, get_profile
+from finer1_lite.losses import DAPO, LossConfig
+from finer1_lite.policy import rollout as rollout_module
+from finer1_lite.policy.inputs import VisionCache
+from finer1_lite.policy.load import load_policy
+from finer1_lite.prompts import question
+from finer1_lite.samplers import TripletSampler
+from finer1_lite.tapo import Tapo
+
+CLASSES, IMAGES_PER_CLASS = 32, 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step is made of."""
+
+    questions: int = 8
+    num_generations: int = 10
+    max_new_tokens: int = 96  # about the mean of the chains that SFT learns from
+    image_size: tuple[int, int] = (112, 112)  # width, height in pixels; 28 x 28 of them are one image token
+    micro_batch: int = 40
+    quantize: bool = True
+    seed: int = 0
+
+    @property
+    def rollouts(self) -> int:
+        return self.questions * self.num_generations
+
+    @property
+    def patches_per_image(self) -> int:
+        return (self.image_size[0] // 14) * (self.image_size[1] // 14)
+
+    def profile(self) -> Profile:
+        """The CPU profile with this step's lengths and sizes."""
+        return replace(
+            get_profile("cpu"), max_new_tokens=self.max_new_tokens, quantize=self.quantize,
+            max_pixels=self.image_size[0] * self.image_size[1], rollout_batch=self.rollouts,
+        )  # fmt: skip
+
+    def config(self, num_positive: int) -> TapoConfig:
+        """`num_positive` of the rollouts of a question come from the positive."""
+        return replace(
+            get_profile("cpu").tapo, questions=self.questions, num_anchor=self.num_generations - num_positive,
+            num_positive=num_positive, micro_batch=self.micro_batch, micro_tokens=10**9,
+        )  # fmt: skip
+
+
+def images_of(step: Step) -> tuple[list[Image.Image], list[str]]:
+    """Birds and their labels; larger images are the same pictures enlarged."""
+    species = evaluation_species()[:CLASSES]
+    pictures = [draw(s, i).resize(step.image_size) for s in species for i in range(IMAGES_PER_CLASS)]
+    return pictures, [s.name for s in species for _ in range(IMAGES_PER_CLASS)]
+
+
+def sampler_of(labels: list[str], seed: int) -> TripletSampler:
+    """Triplets whose negative is of any other class; how alike they look changes no time."""
+    classes = sorted(set(labels))
+    return TripletSampler(labels, {c: [o for o in classes if o != c] for c in classes}, seed)
+
+
+def worth(text: str) -> float:
+    """A reward with a signal for any policy: does the text have an even number of characters?"""
+    return float(len(text) % 2 == 0)
+
+
+def our_reward(completion: str, label: str) -> dict[str, float]:
+    return {"overall": worth(completion), "accuracy": worth(completion), "format": 1.0}
+
+
+def their_reward(completions: list[list[dict]], **_) -> list[float]:
+    return [worth(message["content"]) for (message,) in completions]
+
+
+@contextmanager
+def fixed_length():
+    """Inside, our rollouts cannot sample the end token, as TRL's cannot under `min_new_tokens`."""
+    known = rollout_module.forbidden_ids
+    with patch.object(rollout_module, "forbidden_ids", lambda model: [*known(model), eos_of(model)]):
+        yield
+
+
+def eos_of(model: torch.nn.Module) -> int:
+    return model.config.get_text_config().eos_token_id
+
+
+class OurSide:
+    """`Tapo` on birds. `watched` and `take` are what the measurements need."""
+
+    def __init__(self, step: Step, num_positive: int, loss: LossConfig):
+        self.step, (images, labels) = step, images_of(step)
+        policy = load_policy(step.profile(), seed=step.seed)
+        cache = VisionCache(policy.model, policy.processor, images)
+        config, loss = step.config(num_positive), replace(loss, filter_rule="none")
+        sampler = sampler_of(labels, step.seed)
+        self.loop = Tapo(policy, cache, labels, sampler, config, loss, step.seed, our_reward)
+        self.groups = []
+
+    @classmethod
+    def dapo(cls, step: Step):
+        """All rollouts from the anchor and no triplet terms: what TRL's trainer does."""
+        return cls(step, 0, DAPO)
+
+    @classmethod
+    def tapo(cls, step: Step):
+        """Half of each group from the positive; the negative scored too; the CPU profile's switches."""
+        return cls(step, step.num_generations // 2, RELEASED_SWITCHES)
+
+    def watched(self) -> tuple[torch.nn.Module, list[tuple[object, str, str]]]:
+        """The vision tower, and which calls belong to which phase."""
+        return self.loop.policy.backbone.visual, [
+            (tapo_module, "rollout", "decode"), (rollout_module, "read_prompts", "prefill"),
+            (tapo_module, "completion_logps", "score"), (torch.Tensor, "backward", "backward"),
+        ]  # fmt: skip
+
+    def take(self, context) -> dict[str, float]:
+        """Draw, roll out, score and update once, with no image encoded yet; returns what was logged."""
+        loop = self.loop
+        with context:
+            loop.cache = VisionCache(loop.policy.model, loop.policy.processor, loop.cache.images)
+            self.groups, figures = loop.collect()
+            return figures | loop.update(self.groups)
+
+    def distinct_images(self) -> int:
+        """Images that the last step had to look at."""
+        triplets = [g.triplet for g in self.groups]
+        used = {t.anchor for t in triplets}
+        used |= {t.positive for t in triplets} if self.loop.config.num_positive else set()
+        used |= {t.negative for t in triplets} if self.loop.loss.gamma or self.loop.loss.eta2 else set()
+        return len(used)
+
+
+def their_rows(step: Step, steps: int) -> Dataset:
+    """The questions and images that our loop draws in its first `steps` steps, in that order."""
+    images, labels = images_of(step)
+    sampler, rng = sampler_of(labels, step.seed), np.random.default_rng(step.seed)
+    prompts, pictures = [], []
+    for _ in range(steps):
+        triplets = sampler.next(step.questions)
+        prompts += [[{"role": "user", "content": question(rng)}] for _ in triplets]
+        pictures += [images[t.anchor] for t in triplets]
+    return Dataset.from_dict({"prompt": prompts, "image": pictures})
+
+
+class Around(TrainerCallback):
+    """Runs each optimizer step of a trainer inside a context of its own, and something else after it."""
+
+    def __init__(self):
+        self.contexts, self.then = [], lambda i: None
+
+    def on_step_begin(self, args, state, control, **_):
+        self.contexts[state.global_step].__enter__()
+
+    def on_step_end(self, args, state, control, **_):
+        done = state.global_step - 1
+        self.contexts[done].__exit__(None, None, None)
+        self.then(done)
+
+
+class TheirSide:
+    """TRL's `GRPOTrainer`, for `steps` steps; trl is an extra, so it is imported here."""
+
+    def __init__(self, step: Step, steps: int):
+        import trl
+
+        policy, self.around = load_policy(step.profile(), seed=step.seed), Around()
+        self.folder = tempfile.TemporaryDirectory()
+        self.visual = policy.backbone.visual
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments = trl.GRPOConfig(self.folder.name, **their_arguments(step, steps))
+            self.trainer = trl.GRPOTrainer(
+                policy.model, their_reward, arguments, their_rows(step, steps),
+                processing_class=policy.processor, callbacks=[self.around],
+            )  # fmt: skip
+        self.trainer.remove_callback(PrinterCallback)
+        for p in policy.trainable():
+            p.data = p.data.float()
+
+    def watched(self) -> tuple[torch.nn.Module, list[tuple[object, str, str]]]:
+        """The vision tower, and which calls belong to which phase."""
+        model = self.trainer.model
+        return self.visual, [
+            (model, "generate", "decode"), (model.get_base_model(), "_prefill", "prefill"),
+            (self.trainer, "_get_per_token_logps_and_entropies", "score"),
+            (self.trainer.accelerator, "backward", "backward"),
+        ]  # fmt: skip
+
+    def distinct_images(self) -> int:
+        """Images of a step: one for each question."""
+        return self.trainer.args.generation_batch_size // self.trainer.num_generations
+
+    def take_all(self, contexts: list, then=lambda i: None) -> None:
+        """All steps, step i inside contexts[i] and followed by then(i)."""
+        self.around.contexts, self.around.then = contexts, then
+        self.trainer.train()
+
+
+def their_arguments(step: Step, steps: int) -> dict:
+    """Of `GRPOConfig`: our loop's settings by TRL's names, and nothing written to disk."""
+    ours, length = step.config(0), step.max_new_tokens
+    return {
+        "max_steps": steps, "seed": step.seed, "shuffle_dataset": False,
+        "per_device_train_batch_size": step.micro_batch,
+        "gradient_accumulation_steps": step.rollouts // step.micro_batch,
+        "num_generations": step.num_generations, "num_iterations": 1,
+        "max_completion_length": length, "generation_kwargs": {"min_new_tokens": length},
+        "temperature": ours.temperature, "top_p": ours.top_p,
+        "loss_type": "dapo", "beta": 0.0, "epsilon": DAPO.epsilon_low, "epsilon_high": DAPO.epsilon_high,
+        "learning_rate": ours.lr, "lr_scheduler_type": "constant", "weight_decay": ours.weight_decay,
+        "max_grad_norm": ours.max_grad_norm, "gradient_checkpointing": False, "use_cpu": True, "bf16": False,
+        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip

@@ -1,0 +1,147 @@
+"""What the benchmark counts, without a clock: image patches, decoded rows, floating-point operations.
+
+The steps are those of `tests/benchmarks`, only smaller. The plain way is what a loop without our shortcuts
+does: pixels of every rollout's image, one padded row for each rollout, the library's own `generate`.
+"""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from benchmarks.measure import Meter, PeakMemory, Stopwatch, together
+from benchmarks.setting import OurSide, Step, TheirSide, fixed_length, their_rows
+from torch.utils.flop_counter import FlopCounterMode
+
+from finer1_lite.losses import selective_log_softmax
+from finer1_lite.policy.inputs import prompt_ids
+from finer1_lite.policy.load import load_policy
+from finer1_lite.policy.rollout import forbidden_ids
+from finer1_lite.prompts import messages
+
+# In fp32: the 4-bit products of bitsandbytes are not counted.
+STEP = Step(questions=2, num_generations=8, max_new_tokens=24, micro_batch=16, quantize=False)
+
+
+@pytest.fixture(scope="module", params=["dapo", "tapo"])
+def ours(request):
+    """One metered step of our loop: the side, its meter, its operations."""
+    side, flops = getattr(OurSide, request.param)(STEP), FlopCounterMode(display=False)
+    meter = Meter(*side.watched())
+    with fixed_length():
+        figures = side.take(together(meter, flops))
+    assert figures["length"] == STEP.max_new_tokens and figures["groups_kept"] == STEP.questions
+    return request.param, side, meter, flops.get_total_flops()
+
+
+@cache
+def plain_operations(step: Step) -> int:
+    """Of the plain way with the step's first prompts: generate, score, go back."""
+    policy, length = load_policy(step.profile(), seed=step.seed), step.max_new_tokens
+    rows = [row for row in their_rows(step, 1) for _ in range(step.num_generations)]
+    asked = [messages(row["prompt"][0]["content"]) for row in rows]
+    inputs = policy.processor(
+        text=policy.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True),
+        images=[row["image"] for row in rows], padding=True, padding_side="left", return_tensors="pt",
+    )  # fmt: skip
+    banned = forbidden_ids(policy.model)
+    tokens = {"max_new_tokens": length, "min_new_tokens": length, "suppress_tokens": banned}
+    with FlopCounterMode(display=False) as flops:
+        whole = policy.model.generate(**inputs, **tokens, do_sample=True)
+        completions = whole[:, -length:]
+        inputs["input_ids"], ones = whole, torch.ones_like(completions)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], ones], 1)
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], 0 * ones], 1)
+        logits = policy.model(**inputs, logits_to_keep=length + 1).logits[:, :-1]
+        selective_log_softmax(logits, completions).sum().backward()
+    return flops.get_total_flops()
+
+
+def test_each_distinct_image_is_encoded_once_a_step(ours):
+    name, side, meter, _ = ours
+    assert meter.patches == side.distinct_images() * STEP.patches_per_image
+    extra = side.distinct_images() - STEP.questions
+    assert extra == 0 if name == "dapo" else extra > 0
+
+
+def test_operations_are_at_most_this_share_of_the_plain_way(ours):
+    name, _, _, flops = ours
+    assert flops / plain_operations(STEP) < {"dapo": 0.30, "tapo": 0.47}[name]
+
+
+def test_the_share_falls_as_the_image_grows():
+    """Prompts are read once for a group: the longer the prompt, the more that is worth."""
+    shares = []
+    for size in ((112, 112), (224, 224)):
+        step = replace(STEP, questions=1, num_generations=4, micro_batch=4, image_size=size, max_new_tokens=8)
+        side, flops = OurSide.dapo(step), FlopCounterMode(display=False)
+        with fixed_length():
+            side.take(flops)
+        shares.append(flops.get_total_flops() / plain_operations(step))
+    assert shares[1] < shares[0]
+
+
+@contextmanager
+def rows_read(language_model):
+    """Rows of each forward pass through the language model, in order."""
+    rows = []
+    hook = language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    yield rows
+    hook.remove()
+
+
+def test_prompts_are_read_once_and_finished_rows_are_not_decoded():
+    side = OurSide.dapo(STEP)
+    loop = side.loop
+    with rows_read(loop.policy.backbone.language_model) as rows:
+        groups = loop.roll_out(loop.sampler.next(STEP.questions))
+    assert rows[0][0] == STEP.questions  # not questions x rollouts
+    tokens = sum(int(g.completion_mask.sum()) for g in groups)
+    decoded = sum(batch for batch, length in rows[1:] if length == 1)
+    assert all(length == 1 for _, length in rows[1:]) and decoded <= tokens
+
+
+def test_both_sides_get_the_same_prompts_and_lengths():
+    """And TRL's trainer encodes an image for every rollout, in sampling and again in scoring."""
+    pytest.importorskip("trl")
+    theirs, side = TheirSide(STEP, 1), OurSide.dapo(STEP)
+    meter = Meter(*theirs.watched())
+    with fixed_length():
+        theirs.take_all([meter])
+        side.take(nullcontext())
+    groups = side.groups
+    rows = theirs.trainer.train_dataset
+    assert rows["prompt"][:2] == [[{"role": "user", "content": g.question}] for g in groups]
+    pictures = [side.loop.cache.images[g.triplet.anchor] for g in groups]
+    assert [row["image"].tobytes() for row in rows] == [p.tobytes() for p in pictures]
+    ours = sum(len(g.texts) * (prompt_tokens(side, g) + STEP.max_new_tokens) for g in groups)
+    assert theirs.trainer.state.num_input_tokens_seen == ours
+    assert meter.patches == 2 * STEP.rollouts * STEP.patches_per_image
+
+
+def prompt_tokens(side: OurSide, group) -> int:
+    (seen,) = side.loop.cache.get([group.triplet.anchor])
+    return len(prompt_ids(side.loop.policy.processor, group.question, seen))
+
+
+def test_inner_phases_do_not_count_for_outer_ones(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: next(clock))
+    watch = Stopwatch()
+    with watch.phase("outer"):
+        with watch.phase("inner"):
+            pass
+    assert watch.seconds == {"outer": 2, "inner": 1}
+
+
+def test_peak_memory_counts_what_is_alive_and_no_weights():
+    layer = torch.nn.Linear(1000, 1000, bias=False)
+    with PeakMemory() as memory:
+        x = torch.randn(1000, 1000)
+        y = layer(x)
+        del x, y
+        layer(torch.ones(10, 1000))
+    assert memory.peak == 2 * 4 * 1000**2 and memory.alive < 0.1 * memory.peak

@@ -1,0 +1,56 @@
+"""The GPU script's path, on a CPU: a random model of the 3B's shape made small, saved, loaded in NF4, one TAPO step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.real_size import bound, make_loop, measure, one_step, pictures, save_random
+from bitsandbytes.nn import Linear4bit
+
+from finer1_lite.config import PROFILES
+from finer1_lite.policy.qwen import qwen_config
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The L4 profile on a CPU, in fp32, on a model with few narrow layers."""
+    config, folder = qwen_config("3B"), tmp_path_factory.mktemp("small") / "model"
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers, text.hidden_size, text.intermediate_size = 2, 256, 512
+    text.num_attention_heads, text.layer_types = 2, text.layer_types[:2]
+    vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 2, 64, 128, 4
+    vision.out_hidden_size, vision.fullatt_block_indexes = 256, [1]
+    save_random(config, folder, "cpu")
+    l4 = PROFILES["l4"]
+    small = replace(l4.tapo, questions=2, num_anchor=2, num_positive=2)
+    return replace(l4, device="cpu", dtype="float32", model_id=str(folder), max_new_tokens=5, max_pixels=12 * 784, tapo=small)
+
+
+def test_pictures_have_the_tokens_that_were_asked_for(profile):
+    loop = make_loop(profile, 12)
+    assert {len(s.tokens) for s in loop.cache.get(range(3))} == {12}
+    assert pictures(256, 1)[0].size == (448, 448) and pictures(1280, 1)[0].size == (40 * 28, 32 * 28)
+
+
+def test_the_loaded_model_is_the_profiles(profile):
+    loop = make_loop(profile, 12)
+    quantised = [n for n, m in loop.policy.model.named_modules() if isinstance(m, Linear4bit)]
+    assert len(quantised) == 2 * 7 and loop.policy.head.shape == (151_936, 256)
+    before = [p.clone() for p in loop.policy.trainable()]
+    one_step(loop), one_step(loop)
+    assert all(p.isfinite().all() for p in loop.policy.trainable())
+    assert any(not torch.equal(a, b) for a, b in zip(before, loop.policy.trainable()))
+
+
+def test_a_row_of_results(profile):
+    row = measure(profile, 12, steps=1, warm_up=0)
+    assert row["step_s"] == pytest.approx(row["rollout_s"] + row["update_s"]) and row["step_s"] > 0
+    assert row["decode_ms"] == pytest.approx(1000 * row["rollout_s"] / 5)
+    assert row["tokens_per_s"] == pytest.approx(2 * 4 * 5 / row["step_s"])
+
+
+def test_the_bound_by_hand():
+    """16 prompts of 316 tokens and 80 x 400 completion tokens are 37,056: read once, trained on (3), scored again (1)."""
+    gflop = 5.55 * 37_056 * (1 + 3 + 1) + 0.62 * 32_000 * (1 + 3 + 1)
+    assert bound(PROFILES["h100"], 256, "NVIDIA H100 80GB HBM3") == pytest.approx(gflop / 989_000, rel=1e-6)
+    assert bound(PROFILES["h100"], 256, "another card") != bound(PROFILES["h100"], 256, "another card")  # NaN
