@@ -80,7 +80,6 @@ def released_reward(completion: str, label: str) -> dict[str, float]:
 # ---- stricter, and partial credit
 
 
-@lru_cache(maxsize=100_000)
 def bare_reward(completion: str, label: str) -> dict[str, float]:
     """Accuracy alone, for answers without thinking (No-Thinking-RL, arXiv 2503.16188). "format": no <think> in it.
 
@@ -91,6 +90,7 @@ def bare_reward(completion: str, label: str) -> dict[str, float]:
     return {"overall": accuracy, "format": float("<think>" not in strip_tags_space(completion)), "accuracy": accuracy}
 
 
+@lru_cache(maxsize=100_000)
 def normalise(text: str) -> str:
     """Lower case, one Unicode form, runs of anything but letters, digits and marks as one space.
 

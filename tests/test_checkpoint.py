@@ -112,7 +112,7 @@ def test_twenty_kills_at_random_points_change_nothing(tmp_path):
     assert process.exitcode == 0
     takes = time.monotonic() - began
     while len(last) < 20:
-        if not folders or (folders[-1] / "adapter").exists():  # it was faster than the kill: a new run
+        if not folders or (folders[-1] / "adapter" / "adapter_model.safetensors").exists():  # it was faster than the kill: a new run
             folders.append(tmp_path / f"killed{len(folders)}")
         process = start(folders[-1])
         wait_for(process, lambda: False, rng.uniform(0, takes / 2))

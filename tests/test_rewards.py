@@ -145,9 +145,10 @@ def test_look_alike_errors():
         R.look_alike_reward(completion("Wren"), "Wren", FAMILY, credit=1.0)
 
 
-@pytest.mark.parametrize("completion, overall, form", [
-    ("<answer> a house wren </answer>", 1.0, 1.0), ("<think>x</think><answer>wren</answer>", 1.0, 0.0),
-    ("<answer>finch</answer>", 0.0, 1.0), ("wren", 0.0, 1.0),
-])
-def test_bare_reward_pays_for_the_name_alone(completion, overall, form):
-    assert R.bare_reward(completion, "Wren") == {"overall": overall, "accuracy": overall, "format": form}
+def test_bare_reward():
+    cases = {
+        "<answer> a house wren </answer>": (1.0, 1.0), "<think>x</think><answer>wren</answer>": (1.0, 0.0),
+        "<answer>finch</answer>": (0.0, 1.0), "wren": (0.0, 1.0),
+    }  # fmt: skip
+    for text, (overall, form) in cases.items():
+        assert R.bare_reward(text, "Wren") == {"overall": overall, "accuracy": overall, "format": form}

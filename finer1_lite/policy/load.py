@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -56,13 +57,20 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter as safetensors, without this machine's paths."""
+        """Write the adapter as safetensors, without this machine's paths.
+
+        The weights come last and whole: where they are, the adapter is complete.
+        """
         base = Path(self.profile.model_id)
         shipped = base.exists() and base.resolve() == (ASSETS / "base").resolve()
         for config in self.model.peft_config.values():
             config.base_model_name_or_path = "finer1_lite/birds/assets/base" if shipped else self.profile.model_id
-        self.model.save_pretrained(folder, save_embedding_layers=False)  # the embedding is the base's
-        (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty form; it names the local folder
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="part-", dir=folder) as part:
+            self.model.save_pretrained(part, save_embedding_layers=False)  # the embedding is the base's
+            for name in ("adapter_config.json", "adapter_model.safetensors"):  # not peft's empty README
+                (Path(part) / name).replace(folder / name)
 
 
 def quantization(profile: Profile) -> BitsAndBytesConfig | None:
