@@ -143,11 +143,11 @@ def generate(profile: Profile, config, prompts: int, num_generations: int) -> di
         "a layer": prompts * tokens * layer, "masks": prompts * tokens**2 * (1 + item),
         "KV cache": prompts * tokens * cached,
     }  # fmt: skip
-    # The cache grows by copying one layer's keys, then its values. Sampling: logits, fp32 copy,
-    # probabilities; where the nucleus is wide, also all of them in order (fp32, int64) and their sums.
+    # The cache grows by copying one layer's keys, then its values. Sampling: logits; then in fp32 the
+    # probabilities, their sums and those that are more likely than the drawn one, with a mask.
     decode = {
         "KV cache": whole, "KV copy": whole / (2 * text.num_hidden_layers),
-        "logits": rows * text.vocab_size * (item + 24),
+        "logits": rows * text.vocab_size * (item + 13),
     }  # fmt: skip
     return {"prefill": always | prefill, "decode": always | decode}
 

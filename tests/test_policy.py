@@ -295,6 +295,28 @@ def test_sampling_respects_temperature_and_nucleus():
     assert share(0.5, 1.0)[0] > 0.6
 
 
+def test_the_nucleus_is_drawn_as_if_it_were_sorted():
+    """Against a plain reference: rank, cut, renormalise; over a vocabulary with forbidden tokens."""
+    logits = 2 * torch.randn(300, generator=torch.Generator().manual_seed(1))
+    logits[:20] = -torch.inf
+    p = logits.softmax(-1)
+    ranked, order = p.sort(descending=True)
+    expected = torch.zeros(300).scatter(0, order, ranked * (ranked.cumsum(-1) - ranked < 0.9))
+    drawn = sample_tokens(logits.repeat(20_000, 1), 1.0, 0.9, torch.Generator().manual_seed(0))
+    found = torch.bincount(drawn, minlength=300) / 20_000
+    assert not found[expected == 0].any()
+    expected /= expected.sum()
+    some = expected > 0
+    chi2 = (20_000 * (found - expected)[some] ** 2 / expected[some]).sum()
+    freedom = int(some.sum()) - 1
+    assert abs(chi2 - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+def test_broken_logits_are_named():
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        sample_tokens(torch.full((2, 5), torch.nan), 1.0, 0.9, torch.Generator().manual_seed(0))
+
+
 def test_the_prompt_holds_one_placeholder_for_each_image_token(policy, cache):
     seen = cache.get([0])[0]
     ids = prompt_ids(policy.processor, ASK[0], seen)

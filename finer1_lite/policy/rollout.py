@@ -37,22 +37,28 @@ def forbidden_ids(model) -> list[int]:
 def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
     """One token for each row of logits (B, V); temperature 0 takes the most likely one.
 
-    top_p keeps the smallest set of most likely tokens whose probability reaches it.
+    top_p keeps the smallest set of most likely tokens whose probability reaches it (and tokens that tie with its
+    last). Nothing is sorted: a token drawn from all is kept if the more likely ones together stay below top_p,
+    else drawn again, which leaves the same distribution. FloatingPointError where logits are not numbers.
     """
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, -1)
     if top_p == 1:
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-    k, size = 64, probabilities.shape[-1]  # the nucleus is small: rank all V tokens only where it is not
-    while True:
-        ranked, order = probabilities.topk(min(k, size), sorted=True)
-        if k >= size or bool((ranked.sum(-1) >= top_p).all()):
-            break
-        k *= 8
-    ranked[ranked.cumsum(-1) - ranked >= top_p] = 0
-    choice = torch.multinomial(ranked, 1, generator=generator)
-    return order.gather(-1, choice).squeeze(-1)
+    drawn, open_rows = logits.new_zeros(len(logits), dtype=torch.long), torch.arange(len(logits), device=logits.device)
+    cumulated = probabilities.cumsum(-1)
+    if cumulated[:, -1].isnan().any():
+        raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
+    while len(open_rows):
+        spot = torch.rand(len(open_rows), 1, generator=generator, device=logits.device) * cumulated[:, -1:]
+        token = torch.searchsorted(cumulated, spot, right=True).clamp(max=logits.shape[-1] - 1)
+        own = probabilities.gather(-1, token)
+        more_likely = torch.where(probabilities > own, probabilities, 0).sum(-1, keepdim=True)
+        kept = ((more_likely < top_p) & (own > 0)).squeeze(-1)
+        drawn[open_rows[kept]] = token[kept, 0]
+        open_rows, probabilities, cumulated = open_rows[~kept], probabilities[~kept], cumulated[~kept]
+    return drawn
 
 
 @torch.no_grad()
