@@ -6,6 +6,7 @@ counts as right if the label is contained in the answer, as in the released code
 equality. Without an <answer>, the text after the thinking is the answer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from .policy.inputs import VisionCache
 from .policy.load import Policy
 from .policy.rollout import rollout
-from .prompts import bare_question, instructed
+from .prompts import QUESTIONS, bare_question, instructed
 from .rewards import extract_answer, normalise
 
 METHODS = ("base", "sft_answers", "cot_sft", "dapo", "tapo")
@@ -52,6 +53,7 @@ def make_options(label: str, nearest: dict[str, list[str]], rng: np.random.Gener
 def predict(
     policy: Policy, cache: VisionCache, data, think: bool, seed: int,
     nearest: dict[str, list[str]] | None = None, progress: str = "evaluate",
+    questions: Sequence[str] = QUESTIONS,
 ) -> list[Prediction]:  # fmt: skip
     """Greedy answers for every row of `data` (columns label and seen), in its order.
 
@@ -63,7 +65,7 @@ def predict(
     prompts = []
     for label in labels:
         options = None if nearest is None else make_options(label, nearest, rng)
-        prompts.append(instructed(bare_question(rng), think, options))
+        prompts.append(instructed(bare_question(rng, questions), think, options))
     size, made = policy.profile.eval_batch, []
     for start in tqdm(range(0, len(prompts), size), desc=progress, mininterval=5):
         rows = range(start, min(start + size, len(prompts)))

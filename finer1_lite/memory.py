@@ -17,6 +17,7 @@ import torch
 
 from .config import PROFILES, Profile
 from .policy.inputs import PATCHES_AT_ONCE
+from .policy.prefix import ROOM
 from .policy.qwen import qwen_config
 from .steps import cut
 
@@ -138,13 +139,13 @@ def generate(profile: Profile, config, prompts: int, num_generations: int) -> di
     cached = 2 * text.num_hidden_layers * linear_shapes(config)[1][1] * item  # keys and values of a token
     # Of a layer: act(gate), up, its adapter, their sum; the hidden state in a few forms.
     layer = item * (4 * text.intermediate_size + 6 * text.hidden_size)
-    whole = rows * (tokens + profile.max_new_tokens) * cached
+    whole = rows * (tokens + profile.max_new_tokens + ROOM) * cached
     prefill = {
         "a layer": prompts * tokens * layer, "masks": prompts * tokens**2 * (1 + item),
         "KV cache": prompts * tokens * cached,
     }  # fmt: skip
-    # The cache grows by copying one layer's keys, then its values. Sampling: logits; then in fp32 the
-    # probabilities, their sums and those that are more likely than the drawn one, with a mask.
+    # The cache grows, ROOM tokens at a time, by copying one layer's keys, then its values. Sampling: logits; then
+    # in fp32 the probabilities, their sums and those more likely than the drawn one, with a mask.
     decode = {
         "KV cache": whole, "KV copy": whole / (2 * text.num_hidden_layers),
         "logits": rows * text.vocab_size * (item + 13),

@@ -1,24 +1,38 @@
 """What is asked and in which form the answer is wanted: questions, instructions, chat messages."""
 
+from collections.abc import Sequence
+
 THINK_INSTRUCTION = "Think inside <think> </think>, then give the name inside <answer> </answer>."
 ANSWER_INSTRUCTION = "Give only the name inside <answer> </answer>."
-QUESTIONS = (
-    "What species is the bird in this image?",
-    "Which bird is this?",
-    "What is the name of this bird?",
-    "Can you name the bird in this image?",
-    "Which species does this bird belong to?",
-    "Do you know what bird this is?",
-    "Please name the species of this bird.",
-    "Tell me the name of the bird in this image.",
-    "What bird is in this image?",
-    "Could you identify this bird?",
+PHRASINGS = (
+    "What {kind} is the {noun} in this image?",
+    "Which {noun} is this?",
+    "What is the name of this {noun}?",
+    "Can you name the {noun} in this image?",
+    "Which {kind} does this {noun} belong to?",
+    "Do you know what {noun} this is?",
+    "Please name the {kind} of this {noun}.",
+    "Tell me the name of the {noun} in this image.",
+    "What {noun} is in this image?",
+    "Could you identify this {noun}?",
 )
 
 
-def bare_question(rng) -> str:
-    """One of the ten phrasings, drawn with `rng` (a numpy Generator)."""
-    return QUESTIONS[int(rng.integers(len(QUESTIONS)))]
+def questions_for(noun: str, kind: str = "species") -> tuple[str, ...]:
+    """Ten phrasings for a domain, as many as the released sets have; `kind` is what its classes are called.
+
+    >>> questions_for("car", "model")[0]
+    'What model is the car in this image?'
+    """
+    return tuple(text.format(noun=noun, kind=kind) for text in PHRASINGS)
+
+
+QUESTIONS = questions_for("bird")
+
+
+def bare_question(rng, questions: Sequence[str] = QUESTIONS) -> str:
+    """One of the phrasings, drawn with `rng` (a numpy Generator)."""
+    return questions[int(rng.integers(len(questions)))]
 
 
 def instructed(text: str, think: bool = True, options: list[str] | None = None) -> str:
@@ -27,9 +41,9 @@ def instructed(text: str, think: bool = True, options: list[str] | None = None) 
     return f"{text}{listed} {THINK_INSTRUCTION if think else ANSWER_INSTRUCTION}"
 
 
-def question(rng, think: bool = True) -> str:
+def question(rng, think: bool = True, questions: Sequence[str] = QUESTIONS) -> str:
     """An open-world prompt with a phrasing drawn with `rng`."""
-    return instructed(bare_question(rng), think)
+    return instructed(bare_question(rng, questions), think)
 
 
 def messages(text: str, answer: str | None = None) -> list[dict]:

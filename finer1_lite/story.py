@@ -8,7 +8,7 @@ training rows, the adapters' start, the rollouts.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -85,11 +85,13 @@ def sft_rows(rows: list[dict], cache: VisionCache) -> list[Row]:
     return [(q, s, a) for (q, a), s in zip(pairs, cache.get([row["image_index"] for row in rows]))]
 
 
-def answer_rows(labels: list[str], cache: VisionCache, seed: int) -> list[Row]:
+def answer_rows(
+    labels: list[str], cache: VisionCache, seed: int, questions: Sequence[str] = QUESTIONS
+) -> list[Row]:
     """The baseline's rows: every training image with its bare name."""
     rng = np.random.default_rng(seed)
     seen = cache.get(range(len(labels)))
-    return [(question(rng, think=False), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
+    return [(question(rng, False, questions), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
 
 
 def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ BELLY = {"white": (238, 236, 230), "yellow": (238, 215, 80), "orange": (232, 135
 DARK, PALE = (40, 32, 30), (250, 248, 240)
 
 
-class _Canvas:
+class Canvas:
     """An image with an affine frame: bird coordinates (about -1..1, beak to the right) to pixels."""
 
     def __init__(self, image, centre, scale, tilt, flip):
@@ -42,11 +42,11 @@ class _Canvas:
         self.polygon(np.stack([x + c * u - s * v, y + s * u + c * v], 1), fill)
 
 
-def _shade(color, factor):
+def shade(color, factor):
     return tuple(int(np.clip(c * factor, 0, 255)) for c in color)
 
 
-def _background(rng, size):
+def background(rng, size):
     """A vertical gradient of a random hue with blobs and branches."""
     top, bottom = rng.uniform(90, 225, 3), rng.uniform(60, 200, 3)
     ramp = np.linspace(0, 1, size)[:, None, None]
@@ -121,22 +121,22 @@ def _eye(canvas, kind, x, y):
 
 def _bird(canvas, looks, rng):
     """All parts, back to front. `rng` moves the head a little and shades the plumage."""
-    back, belly = _shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), BELLY[looks["belly"]]
+    back, belly = shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), BELLY[looks["belly"]]
     hx, hy = 0.55 + rng.uniform(-0.05, 0.05), -0.44 + rng.uniform(-0.07, 0.05)
     for x in (-0.02, 0.12):
         canvas.line([(x, 0.4), (x + 0.04, 0.78)], (90, 70, 50), 0.04)
-    _tail(canvas, looks["tail"], _shade(back, 0.8))
+    _tail(canvas, looks["tail"], shade(back, 0.8))
     canvas.ellipse(0.0, 0.05, 0.68, 0.45, back, angle=-0.25)
     canvas.ellipse(0.14, 0.2, 0.5, 0.32, belly, angle=-0.35)
     _breast(canvas, looks["breast"])
-    _wing(canvas, looks["wing"], _shade(back, 0.72))
+    _wing(canvas, looks["wing"], shade(back, 0.72))
     canvas.ellipse(hx, hy, 0.36, 0.34, back)
     canvas.ellipse(hx, hy - 0.04, 0.365, 0.34, CROWN[looks["crown"]], start=np.pi * 1.02, stop=np.pi * 1.98)
     _beak(canvas, looks["beak"], hx, hy)
     _eye(canvas, looks["eye"], hx, hy + 0.06)
 
 
-def _leaf(image, rng, size):
+def leaf_in_front(image, rng, size):
     """Something in front: a leaf over a random part of the bird."""
     x, y = rng.uniform(0.2, 0.8, 2) * size
     leaf = Image.new("RGBA", image.size, (0, 0, 0, 0))
@@ -151,12 +151,12 @@ def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
     """One picture of `species`: RGB, 112x112, the same for the same `(seed, species, index)`."""
     rng = np.random.default_rng([seed, species.index, index])
     size = SIZE * SUPERSAMPLE
-    image = _background(rng, size)
+    image = background(rng, size)
     centre = size * (0.5 + rng.uniform(-0.07, 0.07, 2)) + np.array([0, 0.02 * size])
-    canvas = _Canvas(image, centre, size * rng.uniform(0.28, 0.35), rng.uniform(-0.3, 0.3), rng.random() < 0.5)
+    canvas = Canvas(image, centre, size * rng.uniform(0.28, 0.35), rng.uniform(-0.3, 0.3), rng.random() < 0.5)
     _bird(canvas, dict(zip(ATTRIBUTES, species.looks)), rng)
     if rng.random() < 0.35:
-        _leaf(image, rng, size)
+        leaf_in_front(image, rng, size)
     image = image.resize((SIZE, SIZE), Image.BOX)
     light, cast = rng.uniform(0.72, 1.2), rng.uniform(0.93, 1.07, 3)
     pixels = np.asarray(image, np.float32) * light * cast + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))

@@ -3,19 +3,22 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad as pad_tensor
 from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from .inputs import Seen, model_inputs, pad, prompt_ids
 from .load import Policy
 
 Prompt = tuple[str, Seen]
+ROOM = 64  # tokens
 
 
 @dataclass
 class Prefix:
     """What the model made of B prompts: `cache`, last `hidden` (B, H), `mask` (B, P), next `position` (B, 1)."""
 
-    cache: DynamicCache
+    cache: Cache
     hidden: torch.Tensor
     mask: torch.Tensor
     position: torch.Tensor
@@ -24,6 +27,41 @@ class Prefix:
         """Keep `rows` (B',), in that order; a row may come more than once. Differentiable."""
         self.cache.batch_select_indices(rows)
         self.hidden, self.mask, self.position = self.hidden[rows], self.mask[rows], self.position[rows]
+
+    def make_room(self) -> None:
+        """From now on the cache grows without copying all of it for each token. Not differentiable."""
+        self.cache = Cache(layers=[RoomyLayer(layer) for layer in self.cache.layers])
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values (B, heads, tokens, D) with free room behind them: a new token is written into it."""
+
+    def __init__(self, filled: DynamicLayer):
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.keys, self.values = self.whole = [filled.keys, filled.values]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append; returns all keys and values so far, as views of what is kept."""
+        start, news = self.get_seq_length(), (key_states, value_states)
+        end = start + key_states.shape[-2]
+        for i, new in enumerate(news):
+            if end > self.whole[i].shape[-2]:
+                self.whole[i] = pad_tensor(self.whole[i], (0, 0, 0, end - start + ROOM))
+            self.whole[i][..., start:end, :] = new
+        return self._look(end)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these rows, with their room."""
+        length = self.get_seq_length()
+        self.keys = self.values = None  # else the old rows stay in memory beside the new ones
+        for i in range(2):
+            self.whole[i] = self.whole[i][indices]
+        self._look(length)
+
+    def _look(self, length: int):
+        self.keys, self.values = (whole[..., :length, :] for whole in self.whole)
+        return self.keys, self.values
 
 
 def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:

@@ -98,6 +98,7 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
     tokenizer = policy.processor.tokenizer
     now = read_prompts(policy, prompts)
     now.select(torch.arange(len(prompts), device=now.mask.device).repeat_interleave(num_generations))
+    now.make_room()
     done: list[list[int]] = [[] for _ in range(len(now.hidden))]
     alive = torch.arange(len(now.hidden))
     forbidden = forbidden_ids(policy.model)
