@@ -32,9 +32,9 @@ test: install
 	  (cd notebooks && FINER1_RUNS=../runs/test/$$chapter ../$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=1200 \
 	    $$chapter) || exit 1; done
 
-# The committed results: three seeds of the whole story without notebooks, and the shipped artefacts from seed 0.
+# The committed results: five seeds of the whole story without notebooks, and the shipped artefacts from seed 0.
 study: install
-	$(BIN)/python -m finer1_lite.story --seeds 0 1 2 --out results
+	$(BIN)/python -m finer1_lite.story --seeds 0 1 2 3 4 --out results
 	mkdir -p finer1_lite/birds/assets/reference
 	cp -r runs/study/seed0/chains.jsonl runs/study/seed0/sft_answers runs/study/seed0/cot_sft runs/study/seed0/dapo \
 	  runs/study/seed0/tapo finer1_lite/birds/assets/reference/
