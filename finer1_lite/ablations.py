@@ -1,6 +1,6 @@
 """What each switch between paper and released code does: one changed at a time, several seeds.
 
-`python -m finer1_lite.ablations --seeds 0 1 2` starts from the CPU profile's TAPO, which takes the released
+`python -m finer1_lite.ablations` starts from the CPU profile's TAPO, which takes the released
 code's side of these switches, and flips them one by one, then all. Every variant starts from the same CoT SFT
 of its seed and has the same number of rollouts and steps and the same learning rate. Writes to `results/`:
 `switches.csv` (accuracy of each variant on test images and its paired difference to the unchanged one) and
@@ -81,7 +81,7 @@ def accuracy_rows(work: Path, seeds: list[int]) -> list[dict]:
 def main() -> None:
     """Command line: every variant of every seed, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="the story's folder: CoT SFT is shared")
     args = parser.parse_args()

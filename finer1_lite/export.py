@@ -24,9 +24,9 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from .data.images import as_rgb
 from .prompts import THINK_INSTRUCTION
 from .samplers import Triplet
-from .use import as_rgb
 
 ROLES = {"images": "anchor", "image_noisy": "positive", "image_aug": "negative"}
 TEXTS = ("problem", "answer")

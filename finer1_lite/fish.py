@@ -17,10 +17,10 @@ ATTRIBUTES = {
     "back": tuple(BACK), "belly": tuple(BELLY), "fin": tuple(CROWN),
     "side": ("plain", "spotted", "streaked", "banded"), "tail": ("short", "long", "forked"),
 }  # fmt: skip
-FAMILIES = ("Drum", "Goby", "Tang", "Wrasse")
-EPITHETS = (
-    "Anchor", "Bramble", "Candle", "Dorset", "Ember", "Fennel", "Granite", "Harrow",
-    "Jasper", "Lantern", "Mallow", "Orchard", "Pilgrim", "Quarry", "Tansy", "Yarrow",
+FAMILIES = ("cod", "bream", "gar", "dab")
+EPITHETS = (  # words that the tiny model spells with one or two of its tokens
+    "bell", "birch", "cliff", "dune", "fennel", "mast", "meadow", "morrow",
+    "reef", "rust", "sand", "sorrel", "star", "steel", "stone", "tor",
 )  # fmt: skip
 WORLD_SEED = 3
 
@@ -99,7 +99,7 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
 
 
 def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
-    """Write `folder/Class_Name/000.png`, ... and `guide.csv` (name, looks), with a folder's usual faults.
+    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with a folder's usual faults.
 
     The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that
     the camera has turned, and a class with a single picture. Returns the folder.
@@ -119,7 +119,7 @@ def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
     draw(species[2], per_class + 1, seed).rotate(90).save(third / "from_phone.jpg", exif=turned, quality=92)
-    lonely = folder / "Unknown_Shape"
+    lonely = folder / "unknown_shape"
     lonely.mkdir(exist_ok=True)
     draw(species[0], per_class, seed + 1).save(lonely / "000.png")
     with (folder / "guide.csv").open("w", newline="") as file:

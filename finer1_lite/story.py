@@ -1,6 +1,6 @@
 """The whole story without notebooks: chains, SFT, DAPO, TAPO, evaluation; for several seeds.
 
-`python -m finer1_lite.story --seeds 0 1 2 --out results` writes `results.csv`. The notebooks
+`python -m finer1_lite.story --seeds 0 1 2 3 4 --out results` writes `results.csv`. The notebooks
 call the same functions one by one. A seed draws everything: which species are seen, the order of the
 training rows, the adapters' start, the rollouts.
 """
@@ -28,7 +28,7 @@ from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
 from .policy.rollout import rollout
-from .prompts import QUESTIONS, THINK_INSTRUCTION, question
+from .prompts import QUESTIONS, instructed, question
 from .report import (
     draw_poster, load_predictions, paired_differences, save_predictions, table, versions, where_triplets_matter,
 )  # fmt: skip
@@ -73,9 +73,8 @@ def chain_rows(tasks: list[Task], built: Built) -> list[dict]:
     rows = []
     for attempt in built.accepted:
         task = tasks[attempt.task]
-        prompt = f"{task.question} {THINK_INSTRUCTION}"
         completion = to_completion(attempt.chain)
-        rows.append(chat_row(task.image_index, task.label, prompt, completion, f"train/{task.image_index:05d}.png"))
+        rows.append(chat_row(task.image_index, task.label, instructed(task.question), completion))
     return rows
 
 

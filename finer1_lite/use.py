@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers import TextIteratorStreamer
 
+from .data.images import SUFFIXES, as_rgb, read_image
 from .policy.inputs import Seen, VisionCache, model_inputs, pad, prompt_ids
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
@@ -20,9 +21,7 @@ from .rewards import extract_answer
 
 PROMPT = instructed(QUESTIONS[0])
 BARE_PROMPT = instructed(QUESTIONS[0], think=False)  # for SFT on answers, which has learnt no chains
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 OPEN_AT_ONCE = 16  # decoded, a photograph of 12 megapixels takes 36 MB
-LONGEST = 200  # times its width: beyond it Qwen's processor refuses a picture
 
 
 @dataclass(frozen=True)
@@ -33,29 +32,6 @@ class Classified:
     answer: str | None
     chain: str
     error: str | None = None
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned as the camera says (EXIF), on white where transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def read_image(path: Path) -> Image.Image:
-    """The picture of a file, see `as_rgb`. ValueError with the reason if the model cannot have it."""
-    try:
-        with Image.open(path) as file:
-            image = as_rgb(file)
-    except UnidentifiedImageError:
-        raise ValueError("not a picture in a format that Pillow can read") from None
-    except Exception as error:  # a broken file makes Pillow raise almost anything
-        raise ValueError(f"cannot be read: {error}") from error
-    if max(image.size) > LONGEST * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels: too long and thin, crop it")
-    return image
 
 
 def images_in(folder: str | Path) -> list[Path]:

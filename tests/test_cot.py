@@ -510,3 +510,22 @@ def test_accepted_chains_go_to_the_file_that_training_reads(tmp_path):
     C.save_chains(tmp_path / "chains.jsonl", lines)
     for row in C.load_chains(tmp_path / "chains.jsonl"):
         assert extract_answer(C.question_and_completion(row)[1]) == row["label"]
+
+
+def test_a_large_teacher_is_told_what_each_part_is():
+    asked = []
+    rows = [T.Task(0, "Sage Thrasher", "Which bird is this?"), T.Task(1, "Brown Thrasher", "Which bird is this?")]
+
+    def write(prompts):
+        asked.extend(prompts)
+        return [tagged(), tagged()]
+
+    built = T.build_chains(
+        rows, lambda prompts: ["gray back"] * len(prompts), write, lambda captions: [["gray back"], ["red back"]],
+        max_rounds=1, questions=T.describe_questions("bird"), prompt=T.explained_prompt,
+    )  # fmt: skip
+    assert [i for i, _ in asked] == [0, 1] and "<analysis> what is to be seen" in asked[0][1]
+    assert "The answer is Brown Thrasher" in asked[1][1] and "speak for it: red back." in asked[1][1]
+    # The prompt's own words, sent back, are no chain: a teacher that only repeats it is caught.
+    assert C.check_chain(asked[0][1], "Sage Thrasher") and built.accepted[0].chain.prediction == "Sage Thrasher"
+    assert len(set(T.describe_questions("car"))) == 4 and all("car" in q for q in T.describe_questions("car"))

@@ -255,11 +255,12 @@ def chain_statistics(chains: Iterable[Chain], rejected: Iterable[list[str]] = ()
     }
 
 
-def chat_row(image_index: int, label: str, question: str, completion: str, image: str) -> dict:
+def chat_row(image_index: int, label: str, question: str, completion: str, image: str | None = None) -> dict:
     """One line of the file: a chat with `<image>` in the question, which LLaMA-Factory and others read too.
 
-    image: where the image lies relative to the data set's folder, or its id.
+    image: where the image lies relative to the file, or its id; if not given, `train/` and its number.
     """
+    image = image or f"train/{image_index:05d}.png"
     user = {"role": "user", "content": f"<image>{question}"}
     answer = {"role": "assistant", "content": completion}
     return {"image_index": image_index, "label": label, "messages": [user, answer], "images": [image]}

@@ -72,6 +72,30 @@ def structured_prompt(question: str, label: str, concepts: list[str]) -> str:
     return f"{question} The label is {label}. Features: {', '.join(concepts)}. {FOUR_PARTS}"
 
 
+def describe_questions(noun: str) -> tuple[str, ...]:
+    """Four ways to ask for a description of any kind of thing, each with another emphasis, as `DESCRIBE` for birds.
+
+    >>> describe_questions("car")[1]
+    'Describe the colours and the markings of the car.'
+    """
+    emphases = ("", "the colours and the markings of ", "the shape of ", "the parts of ")
+    return tuple(f"Describe {emphasis}the {noun}." for emphasis in emphases)
+
+
+def explained_prompt(question: str, label: str, concepts: list[str]) -> str:
+    """The structured prompt for a large teacher, which was never trained on the short one: each part is explained."""
+    return (
+        f"{question} The answer is {label}, and these features of the image speak for it: {', '.join(concepts)}.\n"
+        "Write down how an expert finds the answer who has only the image, in English and in exactly these parts:\n"
+        "<analysis> what is to be seen, in short phrases, without any name </analysis>\n"
+        f"<options> {label} and two or three others that look most like it, separated by semicolons, in any order"
+        " </options>\n"
+        "<comparison> for each option what speaks for it and against it </comparison>\n"
+        f"<prediction> {label} </prediction>\n"
+        "Do not say that the answer or the features were given."
+    )
+
+
 def _sample(sampler: Sampler, prompts: list[tuple[int, str]]) -> list[str]:
     texts = list(sampler(prompts))
     if len(texts) != len(prompts):
@@ -99,10 +123,12 @@ def build_chains(
     known_names: Iterable[str] | None = None,
     questions: tuple[str, ...] = DESCRIBE,
     samples: int = 1,
+    prompt: Callable[[str, str, list[str]], str] = structured_prompt,
 ) -> Built:
     """Chains for rows, each sampled again until it is accepted, at most `max_rounds` times.
 
-    choose_concepts: captions of all rows -> kept concepts of each, as `concepts.choose_concepts`. `describe`
+    choose_concepts: captions of all rows -> kept concepts of each, as `concepts.choose_concepts`. prompt: question,
+    label and concepts -> what `write` is asked; `explained_prompt` suits a large teacher. `describe`
     is called once, `write` once a round with the rows still open, so that both can work in batches. Accepted
     attempts come in the order of the rows, rejected ones in that of sampling; a row without an accepted one
     was given up. The same samplers give the same result. Raises ValueError for max_rounds < 1 and a sampler
@@ -114,7 +140,7 @@ def build_chains(
     captions = describe_images(rows, describe, questions, samples)
     concepts = choose_concepts(captions)
     prompts = [
-        (r.image_index, structured_prompt(r.question, r.label, c))
+        (r.image_index, prompt(r.question, r.label, c))
         for r, c in zip(rows, concepts, strict=True)
     ]
     accepted: dict[int, Attempt] = {}

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..data.images import as_rgb
 from ..prompts import messages
 from ..steps import cut
 
@@ -117,7 +118,7 @@ class VisionCache:
 
     @torch.no_grad()
     def _encode(self, indices: list[int]) -> dict[int, Seen]:
-        images = [self.images[i].convert("RGB") for i in indices]
+        images = [as_rgb(self.images[i]) for i in indices]
         batch = self.processor.image_processor(images, return_tensors="pt")
         patches, grid = batch["image_grid_thw"].prod(-1).tolist(), batch["image_grid_thw"]
         pixels, tokens = batch["pixel_values"].split(patches), []

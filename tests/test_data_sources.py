@@ -1,0 +1,280 @@
+"""Pictures from folders, tables and data sets: every break that a user's folder may have, and the split made of it."""
+
+import os
+import subprocess
+import sys
+import unicodedata
+import warnings
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from finer1_lite.config import get_profile
+from finer1_lite.data.images import as_rgb, read_image
+from finer1_lite.data.names import clean_name, clean_names
+from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
+from finer1_lite.data.splits import few_shot, released_classes
+from finer1_lite.fish import all_fish, draw_folder
+from finer1_lite.policy.inputs import VisionCache
+from finer1_lite.policy.load import load_base
+
+
+def picture(path, size=(40, 30), mode="RGB", color=None, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color or 128).save(path, **how)
+    return path
+
+
+def world(root, classes=("wren", "finch"), n=3):
+    for name in classes:
+        for i in range(n):
+            picture(root / name / f"{i}.png", color=(10 * i, 0, 0))
+    return root
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("raw, clean", [
+    ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
+    (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("birch_cod", "birch cod"),
+])  # fmt: skip
+def test_names_are_cleaned_for_people(raw, clean):
+    assert clean_name(raw) == clean
+
+
+def test_two_names_that_become_one_are_named():
+    with pytest.raises(ValueError, match="'a_b' and 'a b' both read 'a b'"):
+        clean_names(["a_b", "a b"])
+    with pytest.raises(ValueError, match="differ only in case"):
+        clean_names(["Wren", "wren"])
+    with pytest.raises(ValueError, match="'__' is empty once cleaned"):
+        clean_names(["__"])
+    nfd = unicodedata.normalize("NFD", "Éider")
+    assert set(clean_names([nfd, "Éider"]).values()) == {"Éider"}  # two systems' spelling of one folder
+
+
+# ---- folders
+
+
+def test_folder_of_classes(tmp_path):
+    world(tmp_path)
+    (tmp_path / "wren" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "wren" / "notes.txt").write_text("")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "guide.csv").write_text("name,looks\n")
+    picture(tmp_path / "wren" / "2024" / "deep.JPG")
+    made = folder_entries(tmp_path)
+    assert [(e.label, e.path.name) for e in made] == [("finch", f"{i}.png") for i in range(3)] + [
+        ("wren", "0.png"), ("wren", "1.png"), ("wren", "2.png"), ("wren", "deep.JPG")]  # fmt: skip
+    assert {e.split for e in made} == {None}
+
+
+def test_folder_with_splits(tmp_path):
+    for part in ("train", "Validation", "test"):
+        world(tmp_path / part, n=1)
+    assert [(e.split, e.label) for e in folder_entries(tmp_path)] == [
+        (s, c) for s in ("val", "test", "train") for c in ("finch", "wren")]  # fmt: skip
+    world(tmp_path, ("robin",))
+    with pytest.raises(ValueError, match="are its folders splits or classes"):
+        folder_entries(tmp_path)
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
+        folder_entries(tmp_path / "nowhere")
+    picture(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="no class folders .1 pictures lie in it directly.*folder with the class's name"):
+        folder_entries(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="class folder .*empty holds no picture"):
+        folder_entries(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_loop_of_links_ends(tmp_path):
+    world(tmp_path)
+    (tmp_path / "wren" / "again").symlink_to(tmp_path)
+    assert len(folder_entries(tmp_path)) == 6
+
+
+# ---- tables
+
+
+def test_tables(tmp_path):
+    (tmp_path / "t.csv").write_bytes("\ufeffpath,label,family\r\na.png,Éider,ducks\r\n\"b,c.png\",wren,\r\n".encode())
+    (tmp_path / "t.jsonl").write_text(
+        '{"path": "a.png", "label": "Éider", "split": "Validation"}\n\n{"path": "b.png", "label": "x\u2028y"}\n', encoding="utf-8"
+    )
+    assert table_entries(tmp_path / "t.csv") == [
+        Entry(tmp_path / "a.png", "Éider", "ducks"), Entry(tmp_path / "b,c.png", "wren")]  # fmt: skip
+    assert table_entries(tmp_path / "t.jsonl") == [
+        Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "x\u2028y")]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, text, error", [
+    ("t.csv", "file,label\na,b\n", "line 2: a row needs path and label, it has .'file', 'label'"),
+    ("t.csv", "path,label\na.png,\n", "line 2: a row needs path and label"),
+    ("t.csv", "path,label,split\na.png,b,dev\n", "line 2: unknown split 'dev'"),
+    ("t.csv", "path,label\n", "has no rows"),
+    ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
+    ("t.jsonl", "[1]\n", "line 1: should be an object"),
+])  # fmt: skip
+def test_a_broken_table_names_its_line(tmp_path, name, text, error):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=error):
+        table_entries(tmp_path / name)
+
+
+# ---- what is in the files
+
+
+def test_counts_are_a_dry_run(tmp_path):
+    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
+    assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
+
+
+def breaks(root):
+    """One file of each kind: name -> the reason why it is left out, None if it is good."""
+    home = root / "wren"
+    whole = picture(home / "good.jpg", size=(400, 300), color=(200, 30, 60)).read_bytes()
+    (home / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (home / "text.jpg").write_text("hello")
+    (home / "empty.png").write_bytes(b"")
+    picture(home / "cmyk.jpg", mode="CMYK", color=(0, 255, 255, 0))
+    picture(home / "palette.png", mode="P", transparency=128)
+    picture(home / "gray16.png", mode="I;16")
+    picture(home / "one.png", size=(1, 1))
+    picture(home / "line.png", size=(1, 500))
+    picture(home / "huge.png", size=(12_000, 9_000), mode="1")
+    picture(home / "Straße 🐦.png")
+    return {
+        "good.jpg": None, "cut.jpg": "cannot be read", "text.jpg": "not a picture", "empty.png": "not a picture",
+        "cmyk.jpg": None, "palette.png": None, "gray16.png": None, "one.png": None, "line.png": "too long and thin",
+        "huge.png": "12000 x 9000 pixels: too large", "Straße 🐦.png": None,
+    }  # fmt: skip
+
+
+def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
+    expected = breaks(tmp_path)
+    entries = [*folder_entries(tmp_path), Entry(tmp_path / "gone.png", "wren")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no noise besides the report
+        loaded = load_images(entries)
+    skipped = {path.name: reason for path, reason in loaded.skipped}
+    expected["gone.png"] = "the file is missing"
+    assert skipped.keys() == {name for name, reason in expected.items() if reason}
+    assert all(expected[name] in reason for name, reason in skipped.items())
+    assert len(loaded.data) == sum(reason is None for reason in expected.values())
+    assert "left out: wren/cut.jpg: cannot be read" in loaded.report()
+    again = load_images(entries, decode=False)  # headers alone do not show a cut
+    assert {p.name for p, _ in again.skipped} == skipped.keys() - {"cut.jpg"}
+
+
+def test_the_model_sees_what_a_viewer_shows(tmp_path):
+    breaks(tmp_path)
+    data = load_images(folder_entries(tmp_path)).data
+    base = load_base(get_profile("cpu"))
+    seen = VisionCache(base.model, base.processor, data["image"]).get(range(len(data)))
+    assert all(s.tokens.isfinite().all() for s in seen)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = picture(tmp_path / "turned.jpg", size=(40, 20), exif=turned)
+    assert read_image(path).size == (20, 40)
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert np.asarray(as_rgb(clear)).min() == 255  # on white, not black
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs root, to drop its rights")
+def test_a_file_without_the_right_to_read(tmp_path):
+    path = picture(tmp_path / "wren" / "locked.png")
+    path.chmod(0)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder != folder.parent and "pytest" in str(folder):
+            folder.chmod(0o755)
+    code = f"""
+import os
+from pathlib import Path
+from finer1_lite.data.images import read_image
+os.setuid(65534)
+try:
+    read_image(Path({str(path)!r}))
+except ValueError as error:
+    print(error)
+"""
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert made.stdout.strip() == "no right to read it", made.stderr
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png: the file is missing"):
+        load_images([Entry(tmp_path / "gone.png", "wren")])
+
+
+def test_the_fish_folder_with_its_faults(tmp_path):
+    loaded = load_images(folder_entries(draw_folder(tmp_path, per_class=2)))
+    assert {p.name for p, _ in loaded.skipped} == {"cut_off.png", "notes.jpg"}
+    assert set(loaded.data["label"]) == {f.name for f in all_fish()} | {"unknown shape"}
+    assert ("bell_cod", "bell cod") in loaded.renamed and "renamed: bell_cod -> bell cod" in loaded.report()
+
+
+def test_an_imagefolder_and_a_local_data_set_are_one(tmp_path):
+    world(tmp_path / "train")
+    loaded = hub_images("imagefolder", data_dir=str(tmp_path))
+    assert loaded.data["label"] == ["finch"] * 3 + ["wren"] * 3 and set(loaded.data["split"]) == {"train"}
+    assert loaded.data[1]["image"].convert("RGB").getpixel((0, 0)) == (10, 0, 0)
+    with pytest.raises(ValueError, match="has no column 'name'"):
+        hub_images("imagefolder", label="name", data_dir=str(tmp_path))
+
+
+# ---- splits
+
+
+def rows(sizes, source=None):
+    labels = [name for name, n in sizes.items() for _ in range(n)]
+    columns = {"image": list(range(len(labels))), "label": labels}
+    return Dataset.from_dict(columns | ({"split": source} if source else {}))
+
+
+def test_few_shot_split():
+    data = rows({name: 10 for name in "abcdefghij"})
+    made = few_shot(data, seed=3)
+    ids = {name: set(part["image"]) for name, part in made.items()}
+    assert len(ids["train"] | ids["val"] | ids["test"]) == 100 == sum(map(len, ids.values()))
+    seen = set(made["train"]["label"])
+    assert len(seen) == 6 and all(made["train"]["label"].count(c) == 4 for c in seen) and all(made["train"]["seen"])
+    for name, per in (("val", {True: 2, False: 2}), ("test", {True: 4, False: 8})):
+        part = made[name]
+        assert all(part["label"].count(c) == per[c in seen] for c in "abcdefghij")
+        assert part["seen"] == [c in seen for c in part["label"]]
+    assert few_shot(data, seed=3)["train"]["image"] == made["train"]["image"] != few_shot(data, seed=4)["train"]["image"]
+    assert max(few_shot(data, test_per_class=3)["test"]["label"].count(c) for c in "abcdefghij") == 3
+
+
+def test_the_sources_own_split_is_kept():
+    data = rows({"a": 8, "b": 8}, source=(["train"] * 5 + ["test"] * 3) * 2)
+    made = few_shot(data, seen=["a", "b"])
+    assert all(data[i]["split"] == "train" for i in made["train"]["image"])
+    assert all(data[i]["split"] == "test" for name in ("val", "test") for i in made[name]["image"])
+    assert len(made["train"]) == 8 and len(made["val"]) == 4 and len(made["test"]) == 2
+
+
+def test_small_classes():
+    data = rows({"big": 9, "four": 4, "one": 1})
+    with pytest.warns(UserWarning, match="never trained on: four, one"):
+        made = few_shot(data, seen_fraction=1.0)
+    assert set(made["train"]["label"]) == {"big"} and "one" in made["test"]["label"] and "one" not in made["val"]["label"]
+    with pytest.raises(ValueError, match="seen class 'four' has too few images for 4 shots"):
+        few_shot(data, seen=["four"])
+    with pytest.raises(ValueError, match="no class has 4 images"):
+        few_shot(rows({"a": 2, "b": 3}), seen_fraction=1.0)
+    with pytest.raises(ValueError, match="seen classes that the data set does not have"):
+        few_shot(data, seen=["dodo"])
+
+
+def test_released_lists(tmp_path):
+    path = tmp_path / "seen.jsonl"
+    path.write_text('{"ground_truth": "b"}\n{"ground_truth": "a"}\n{"ground_truth": "b"}\n')
+    assert released_classes(path) == ["a", "b"]
