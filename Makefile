@@ -13,7 +13,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[notebooks,test,trl]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[notebooks,teacher,test,trl]"
 	touch $@
 
 # Every chapter in order; executed copies, plots and results land in runs/cpu.
