@@ -1,14 +1,17 @@
 """Pictures from folders, tables and data sets: every break that a user's folder may have, and the split made of it."""
 
+import io
 import os
 import subprocess
 import sys
 import unicodedata
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageColumn
 from PIL import Image
 
 from finer1_lite.config import get_profile
@@ -40,6 +43,8 @@ def world(root, classes=("wren", "finch"), n=3):
 @pytest.mark.parametrize("raw, clean", [
     ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
     (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("birch_cod", "birch cod"),
+    ("GrÃ¼nfink", "Grünfink"), ("Ã\x81guila", "Águila"), ("Colt\u2019s foot", "Colt\u2019s foot"), ("São", "São"),
+    ("Rot\xadkehlchen", "Rotkehlchen"), ("Ｗｒｅｎ", "Wren"), ("ﬁnch", "finch"),
 ])  # fmt: skip
 def test_names_are_cleaned_for_people(raw, clean):
     assert clean_name(raw) == clean
@@ -64,6 +69,7 @@ def test_folder_of_classes(tmp_path):
     (tmp_path / "wren" / ".hidden.png").write_bytes(b"")
     (tmp_path / "wren" / "notes.txt").write_text("")
     (tmp_path / ".git").mkdir()
+    (tmp_path / "__MACOSX" / "wren").mkdir(parents=True)
     (tmp_path / "guide.csv").write_text("name,looks\n")
     picture(tmp_path / "wren" / "2024" / "deep.JPG")
     made = folder_entries(tmp_path)
@@ -121,6 +127,7 @@ def test_tables(tmp_path):
     ("t.csv", "path,label\n", "has no rows"),
     ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
     ("t.jsonl", "[1]\n", "line 1: should be an object"),
+    ("t.csv", 'path,label\n"a\n.png",b\nc.png,\n', "line 4: a row needs path and label"),
 ])  # fmt: skip
 def test_a_broken_table_names_its_line(tmp_path, name, text, error):
     (tmp_path / name).write_text(text)
@@ -128,7 +135,43 @@ def test_a_broken_table_names_its_line(tmp_path, name, text, error):
         table_entries(tmp_path / name)
 
 
+def test_a_table_keeps_every_letter_or_says_why_not(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\u2028y\nb.png,0\n", encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text('{"path": "a.png", "label": 0}\n')
+    assert [e.label for name in ("t.csv", "t.jsonl") for e in table_entries(tmp_path / name)] == ["x\u2028y", "0", "0"]
+    (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
+    with pytest.raises(ValueError, match="excel.csv is not UTF-8 .*at byte 17.*save it as UTF-8"):
+        table_entries(tmp_path / "excel.csv")
+
+
 # ---- what is in the files
+
+
+def test_two_spellings_of_a_class_show_in_the_dry_run(tmp_path):
+    nfd = unicodedata.normalize("NFD", "Éider")
+    assert counts([Entry(tmp_path, nfd), Entry(tmp_path, "Éider")]).loc["Éider"].to_dict() == {"all": 2, "pictures": 2}
+    with pytest.raises(ValueError, match="differ only in case"):
+        counts([Entry(tmp_path, "Wren"), Entry(tmp_path, "wren")])
+
+
+def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path):
+    paths = [picture(tmp_path / f"{i}.png") for i in range(3)]
+    (tmp_path / "broken.png").write_text("hello")
+    entries = [Entry(paths[0], "wren"), Entry(paths[1], "wren"), Entry(paths[2], "finch"),
+               Entry(tmp_path / "broken.png", "robin"), Entry(paths[0], "finch", None, "test")]  # fmt: skip
+    loaded = load_images(entries)
+    assert loaded.data["label"] == ["wren", "wren", "finch"] and loaded.lost == ["robin"]
+    assert loaded.skipped[1] == (paths[0], "listed before, as 'wren': a picture may be in one split only")
+    assert loaded.report().split("\n")[:3] == [
+        "3 pictures of 2 classes", "no picture left: robin", "one picture only: finch"]  # fmt: skip
+
+
+def test_many_files_leave_the_filters_of_warnings_as_they_were(tmp_path):
+    entries = folder_entries(world(tmp_path, n=60))
+    before = list(warnings.filters)
+    for _ in range(3):
+        load_images(entries)
+    assert list(warnings.filters) == before
 
 
 def test_counts_are_a_dry_run(tmp_path):
@@ -183,6 +226,9 @@ def test_the_model_sees_what_a_viewer_shows(tmp_path):
     turned[0x0112] = 6
     path = picture(tmp_path / "turned.jpg", size=(40, 20), exif=turned)
     assert read_image(path).size == (20, 40)
+    deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "deep.png"))[..., 0], deep >> 8)
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert np.asarray(as_rgb(clear)).min() == 255  # on white, not black
 
@@ -191,6 +237,7 @@ def test_the_model_sees_what_a_viewer_shows(tmp_path):
 def test_a_file_without_the_right_to_read(tmp_path):
     path = picture(tmp_path / "wren" / "locked.png")
     path.chmod(0)
+    picture(tmp_path / "wren" / "shut" / "a.png").parent.chmod(0)
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder != folder.parent and "pytest" in str(folder):
             folder.chmod(0o755)
@@ -198,14 +245,17 @@ def test_a_file_without_the_right_to_read(tmp_path):
 import os
 from pathlib import Path
 from finer1_lite.data.images import read_image
+from finer1_lite.data.sources import folder_entries
 os.setuid(65534)
-try:
-    read_image(Path({str(path)!r}))
-except ValueError as error:
-    print(error)
+for call, what in ((read_image, Path({str(path)!r})), (folder_entries, {str(tmp_path)!r})):
+    try:
+        call(what)
+    except (ValueError, PermissionError) as error:
+        print(error)
 """
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert made.stdout.strip() == "no right to read it", made.stderr
+    file, folder = made.stdout.splitlines()
+    assert file == "no right to read it" and folder.endswith("Permission denied: " + repr(str(path.parent / "shut")))
 
 
 def test_nothing_left_is_an_error(tmp_path):
@@ -227,6 +277,30 @@ def test_an_imagefolder_and_a_local_data_set_are_one(tmp_path):
     assert loaded.data[1]["image"].convert("RGB").getpixel((0, 0)) == (10, 0, 0)
     with pytest.raises(ValueError, match="has no column 'name'"):
         hub_images("imagefolder", label="name", data_dir=str(tmp_path))
+
+
+def parquet(path, *labels):
+    """A file as the Hub has it: pictures inside, class numbers with names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    features = Features({"photo": ImageColumn(), "kind": ClassLabel(names=["house_finch", "wren"])})
+    data = {"photo": [{"bytes": file.getvalue(), "path": None}] * len(labels), "kind": labels}
+    Dataset.from_dict(data, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):
+    files = {"train": parquet(tmp_path / "a.parquet", 0, 1), "validation": parquet(tmp_path / "b.parquet", 1)}
+    names = {"image": "photo", "label": "kind", "cache_dir": str(tmp_path / "cache")}
+    loaded = hub_images("parquet", data_files=files, **names)
+    assert loaded.data["label"] == ["house finch", "wren", "wren"] and loaded.renamed == [("house_finch", "house finch")]
+    assert loaded.data["split"] == ["train", "train", "val"] and loaded.data[2]["image"].size == (4, 4)
+    assert len(loaded.data.cache_files) == 2  # pictures stay in the files, not in memory
+    with pytest.raises(ValueError, match="has a part 'unlabelled': is it train, val or test. split='unlabelled'"):
+        hub_images("parquet", data_files=files | {"unlabelled": files["train"]}, **names)
+    with pytest.raises(ValueError, match="the column 'kind' of parquet holds no pictures"):
+        hub_images("parquet", data_files=files, **names | {"image": "kind"})
 
 
 # ---- splits
@@ -253,12 +327,45 @@ def test_few_shot_split():
     assert max(few_shot(data, test_per_class=3)["test"]["label"].count(c) for c in "abcdefghij") == 3
 
 
-def test_the_sources_own_split_is_kept():
-    data = rows({"a": 8, "b": 8}, source=(["train"] * 5 + ["test"] * 3) * 2)
-    made = few_shot(data, seen=["a", "b"])
-    assert all(data[i]["split"] == "train" for i in made["train"]["image"])
-    assert all(data[i]["split"] == "test" for name in ("val", "test") for i in made[name]["image"])
-    assert len(made["train"]) == 8 and len(made["val"]) == 4 and len(made["test"]) == 2
+def from_parts(data, made):
+    """Where each class's pictures in each part came from: {part: {label: {source: number}}}."""
+    return {name: {label: dict(Counter(data[i]["split"] for i in part["image"] if data[i]["label"] == label))
+                   for label in sorted(set(part["label"]))} for name, part in made.items()}  # fmt: skip
+
+
+def test_the_source_s_test_part_stays_whole():
+    data = rows({"a": 9, "b": 9}, source=(["train"] * 6 + ["test"] * 3) * 2)
+    made = few_shot(data, seen=["a"])
+    assert from_parts(data, made) == {
+        "train": {"a": {"train": 4}}, "val": {"a": {"train": 2}, "b": {"train": 2}},
+        "test": {"a": {"test": 3}, "b": {"test": 3}},
+    }  # fmt: skip
+    ids = [i for part in made.values() for i in part["image"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_val_comes_from_the_source_s_own_and_what_a_class_lacks_from_elsewhere():
+    parts = {"a": ["train"] * 9 + ["val"] * 3 + ["test"] * 3, "b": ["train"] * 4 + ["test"] * 5, "c": ["train"] * 8}
+    data = rows({name: len(source) for name, source in parts.items()}, source=sum(parts.values(), []))
+    assert from_parts(data, few_shot(data, seen="abc")) == {
+        "train": {name: {"train": 4} for name in "abc"},
+        "val": {"a": {"val": 2}, "b": {"test": 2}, "c": {"train": 2}},
+        "test": {"a": {"test": 3}, "b": {"test": 3}, "c": {"train": 2}},
+    }  # fmt: skip
+
+
+def test_the_source_s_val_is_the_test_where_it_has_no_other():
+    data = rows({"a": 12}, source=["train"] * 8 + ["val"] * 4)
+    made = from_parts(data, few_shot(data, seen="a"))
+    assert made == {"train": {"a": {"train": 4}}, "val": {"a": {"train": 2}}, "test": {"a": {"val": 4}}}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_source_of_one_part_is_split_as_if_it_had_none(part):
+    plain, marked = rows({"a": 10, "b": 10}), rows({"a": 10, "b": 10}, source=[part] * 20)
+    one, other = few_shot(plain, seen="a"), few_shot(marked, seen="a")
+    assert {k: v["image"] for k, v in one.items()} == {k: v["image"] for k, v in other.items()}
+    assert len(one["test"]) == 4 + 8
 
 
 def test_small_classes():
@@ -278,3 +385,7 @@ def test_released_lists(tmp_path):
     path = tmp_path / "seen.jsonl"
     path.write_text('{"ground_truth": "b"}\n{"ground_truth": "a"}\n{"ground_truth": "b"}\n')
     assert released_classes(path) == ["a", "b"]
+    for line in ('{"answer": "b"}', "[1]", '{"ground'):
+        path.write_text('{"ground_truth": "b"}\n' + line)
+        with pytest.raises(ValueError, match="seen.jsonl, line 2: should be an object with ground_truth"):
+            released_classes(path)

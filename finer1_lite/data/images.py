@@ -1,6 +1,5 @@
 """One picture file, read as a viewer shows it, or refused with a reason."""
 
-import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +12,8 @@ MOST_PIXELS = 100_000_000  # decoded 300 MB; Pillow itself warns from 89 million
 def as_rgb(image: Image.Image) -> Image.Image:
     """The picture as a viewer shows it: turned as the camera says (EXIF), on white where transparent."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would cut off at 255, which leaves white
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -25,7 +26,7 @@ def read_image(path: Path, decode: bool = True) -> Image.Image | None:
     decode=False reads the header alone and returns None: fast, but it does not find a file that is cut off.
     """
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as file:
+        with Image.open(path) as file:
             _check_size(*file.size)
             return as_rgb(file) if decode else None
     except UnidentifiedImageError:

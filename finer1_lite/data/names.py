@@ -9,13 +9,27 @@ from ..samplers import check_names
 
 
 def clean_name(raw: str) -> str:
-    """Underscores become spaces, HTML signs their letters, spaces single, letters NFC; case and numbers stay.
+    """Underscores become spaces, HTML signs their letters, spaces single, letters NFKC; case and numbers stay.
+
+    UTF-8 that somebody read as Windows or Latin-1 text is put right.
 
     >>> clean_name("Black_footed_Albatross"), clean_name(" 707-320 "), clean_name("Bull &amp; Terrier")
     ('Black footed Albatross', '707-320', 'Bull & Terrier')
+    >>> clean_name("GrÃ¼nfink")
+    'Grünfink'
     """
-    text = unicodedata.normalize("NFC", html.unescape(raw)).replace("_", " ")
+    text = unicodedata.normalize("NFKC", _reread(html.unescape(raw))).replace("_", " ").replace("\xad", "")
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
+
+
+def _reread(text: str) -> str:
+    """Letters of a real name are no valid UTF-8 once written in these codes; what is, was read wrongly."""
+    for code in ("cp1252", "latin-1"):
+        try:
+            return text.encode(code).decode("utf-8")
+        except UnicodeError:
+            pass
+    return text
 
 
 def clean_names(raw: Iterable[str]) -> dict[str, str]:

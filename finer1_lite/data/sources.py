@@ -7,16 +7,20 @@ again when it is needed. The six benchmarks of the paper have readers of their o
 """
 
 import csv
+import io
 import json
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets, load_dataset
 from datasets import Image as ImageColumn
+from PIL.Image import DecompressionBombWarning
 from tqdm.auto import tqdm
 
 from .images import SUFFIXES, read_image
@@ -37,15 +41,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_images` made. skipped: (path, reason); renamed: (raw name, clean name) where they differ."""
+    """What `load_images` made. skipped: (path, reason); renamed: (raw name, clean name) where they differ; lost:
+    classes of which no picture can be read."""
 
     data: Dataset
     skipped: list[tuple[Path, str]]
     renamed: list[tuple[str, str]]
+    lost: list[str] = field(default_factory=list)
 
     def report(self) -> str:
-        """What was left out and what was renamed, in words."""
-        lines = [f"{len(self.data)} pictures of {len(set(self.data['label']))} classes"]
+        """What was left out, what is scarce and what was renamed, in words."""
+        sizes = Counter(self.data["label"])
+        lines = [f"{len(self.data)} pictures of {len(sizes)} classes"]
+        lines += [f"no picture left: {name}" for name in self.lost]
+        lines += [f"one picture only: {name}" for name in sorted(sizes) if sizes[name] == 1]
         lines += [f"left out: {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped]
         return "\n".join(lines + [f"renamed: {raw} -> {clean}" for raw, clean in self.renamed])
 
@@ -81,34 +90,42 @@ def folder_entries(folder: str | Path) -> list[Entry]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
 def _pictures(folder: Path) -> list[Path]:
     """Picture files below a folder. `os.walk` does not follow links to folders, so a loop cannot trap it."""
     found = []
-    for home, inner, files in os.walk(folder):
+    for home, inner, files in os.walk(folder, onerror=_refuse):
         inner[:] = [name for name in inner if not name.startswith(".")]
         found += [Path(home, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
     return sorted(found)
 
 
+def _refuse(error: OSError) -> None:
+    raise error  # a folder without the right to list it: `os.walk` would pass it over in silence
+
+
 def table_entries(path: str | Path) -> list[Entry]:
     """A CSV or JSONL with `path` and `label`, perhaps `family` and `split`; paths are relative to the table.
 
-    ValueError naming the line for a missing field or an unknown split.
+    ValueError naming the line for a missing field or an unknown split, and for a file that is not UTF-8.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8-sig")
+    try:
+        lines = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     if path.suffix.lower() == ".csv":
-        rows = list(enumerate(csv.DictReader(lines.splitlines()), 2))
+        reader = csv.DictReader(io.StringIO(lines, newline=""))
+        rows = [(reader.line_num, row) for row in reader]
     else:
         rows = [(number, _object(path, number, line)) for number, line in enumerate(lines.split("\n"), 1) if line.strip()]
     if not rows:
         raise ValueError(f"{path} has no rows")
     entries = []
     for number, row in rows:
-        cells = {k: str(row.get(k) or "").strip() for k in ("path", "label", "family", "split")}
+        cells = {k: "" if row.get(k) is None else str(row[k]).strip() for k in ("path", "label", "family", "split")}
         if not cells["path"] or not cells["label"]:
             raise ValueError(f"{path}, line {number}: a row needs path and label, it has {sorted(k for k in row if k)}")
         if cells["split"] and cells["split"].lower() not in SPLITS:
@@ -129,60 +146,77 @@ def _object(path: Path, number: int, line: str) -> dict:
 
 
 def counts(entries: Iterable[Entry]) -> pd.DataFrame:
-    """The dry run: pictures of each class, by split where there are splits; fewest first. Opens no file."""
-    frame = pd.DataFrame([{"class": e.label, "split": e.split or "all"} for e in entries])
+    """The dry run: pictures of each class, by split where there are splits; fewest first. Opens no file.
+
+    Raises as `names.clean_names`: two spellings of one class show here.
+    """
+    entries = list(entries)
+    names = clean_names(e.label for e in entries)
+    frame = pd.DataFrame([(names[e.label], e.split or "all") for e in entries], columns=["class", "split"])
     table = frame.value_counts(["class", "split"]).unstack(fill_value=0)
     table["pictures"] = table.sum(axis=1)
     return table.sort_values(["pictures"], kind="stable")
 
 
 def load_images(entries: Sequence[Entry], decode: bool = True, workers: int = 8) -> Loaded:
-    """The data set of `entries`, names cleaned, without the files that cannot be read.
+    """The data set of `entries`, names cleaned, without files that cannot be read or were listed before.
 
     decode: open each picture wholly, about 5 ms for a photograph; False looks at headers alone, for hundreds of
     thousands. Raises ValueError where nothing is left, or as `names.clean_names`.
     """
     names = clean_names(e.label for e in entries)
 
+    first = {e.path: e for e in reversed(entries)}
+
     def fault(entry: Entry) -> str | None:
+        if first[entry.path] is not entry:
+            return f"listed before, as {first[entry.path].label!r}: a picture may be in one split only"
         try:
             read_image(entry.path, decode)
         except ValueError as error:
             return str(error)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(action="ignore", category=DecompressionBombWarning), ThreadPoolExecutor(workers) as pool:
         faults = list(tqdm(pool.map(fault, entries), total=len(entries), desc="open pictures", mininterval=5))
     good = [e for e, reason in zip(entries, faults) if reason is None]
     skipped = [(e.path, reason) for e, reason in zip(entries, faults) if reason is not None]
     if not good:
-        first = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ValueError(f"none of {len(entries)} pictures can be read{first}")
+        example = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise ValueError(f"none of {len(entries)} pictures can be read{example}")
     columns = {"image": [str(e.path) for e in good], "label": [names[e.label] for e in good]}
     features = {"image": ImageColumn(), "label": Value("string")}
     for name in ("family", "split"):
         if any(getattr(e, name) for e in good):
             columns[name], features[name] = [getattr(e, name) for e in good], Value("string")
     data = Dataset.from_dict(columns, features=Features(features))
-    return Loaded(data, skipped, [(raw, clean) for raw, clean in names.items() if raw != clean])
+    lost = sorted(set(names.values()) - set(columns["label"]))
+    return Loaded(data, skipped, [(raw, clean) for raw, clean in names.items() if raw != clean], lost)
 
 
 def hub_images(repo_id: str, image: str = "image", label: str = "label", **options) -> Loaded:
     """A data set of the Hub (downloads it) or of a local folder that `datasets.load_dataset` reads.
 
-    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. ValueError
-    where a column is missing. Broken pictures show when they are read, as `datasets` decodes them late.
+    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. The pictures stay
+    in the files of `datasets`, however many they are; a broken one shows when it is read. ValueError where a column
+    is missing or holds no pictures, and for a part that is no split, as "unlabelled".
     """
     parts = load_dataset(repo_id, **options)
     parts = parts if isinstance(parts, dict) else {str(parts.split): parts}
-    rows = {"image": [], "label": [], "split": []}
+    pieces, raw, splits = [], [], []
     for name, part in parts.items():
         if missing := {image, label} - set(part.column_names):
             raise ValueError(f"{repo_id} has no column {sorted(missing)[0]!r}; its columns: {part.column_names}")
+        if not isinstance(part.features[image], ImageColumn):
+            raise ValueError(f"the column {image!r} of {repo_id} holds no pictures but {part.features[image]}")
+        split = SPLITS.get(name.partition("[")[0].lower())  # "train[:10%]" is train
+        if split is None and len(parts) > 1:
+            raise ValueError(f"{repo_id} has a part {name!r}: is it train, val or test? split={name!r} takes it alone")
         kind, values = part.features[label], part[label]
-        rows["label"] += [kind.int2str(v) if isinstance(kind, ClassLabel) else str(v) for v in values]
-        rows["image"] += part.cast_column(image, ImageColumn(decode=False))[image]
-        rows["split"] += [SPLITS.get(name, "train")] * len(part)
-    names = clean_names(rows["label"])
-    rows["label"] = [names[raw] for raw in rows["label"]]
-    features = Features({"image": ImageColumn(), "label": Value("string"), "split": Value("string")})
-    return Loaded(Dataset.from_dict(rows, features=features), [], [(r, c) for r, c in names.items() if r != c])
+        raw += [kind.int2str(v) if isinstance(kind, ClassLabel) else str(v) for v in values]
+        splits += [split] * len(part)
+        piece = part.select_columns([image])
+        pieces.append(piece if image == "image" else piece.rename_column(image, "image"))
+    names = clean_names(raw)
+    data = concatenate_datasets(pieces).add_column("label", [names[r] for r in raw])
+    data = data.add_column("split", splits, feature=Value("string"))
+    return Loaded(data, [], [(r, c) for r, c in names.items() if r != c])

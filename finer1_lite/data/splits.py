@@ -1,7 +1,9 @@
 """The paper's split for any data set: 60% of the classes seen, four training images each, tests of seen and unseen ones.
 
-No picture is in two parts. Where the source has a split of its own, training images come from its training part, and
-validation and test images from the rest; a class that has too little there gives what it has.
+No picture is in two parts. Where the source has a training part and another one, training images come from its
+training part and test images from its test part (its validation part where it has no other), which stays whole; val
+comes from the source's validation part, else from training images that are left. A class that has none there gives
+what it has. A source with one part alone is split as if it had none.
 """
 
 import json
@@ -27,24 +29,38 @@ def few_shot(
     trained on and tested: it becomes unseen, with a warning. ValueError where no class is left to train on, and
     for a class of `seen` that is too small.
     """
-    labels = data["label"]
-    source = data["split"] if "split" in data.column_names else [None] * len(data)
-    given = any(source)
-    pool = {"train": [i for i, s in enumerate(source) if s in (None, "train")],
-            "rest": [i for i, s in enumerate(source) if s != "train" or not given]}  # fmt: skip
-    trainable = _classes_with(labels, pool["train"], shots if given else shots + 1)
+    labels, source = list(data["label"]), _parts(data)
+    last = "test" if "test" in source else "val"
+    pool = [i for i, s in enumerate(source) if s in (None, "train")]
+    enough = set(_classes_with(labels, range(len(data)), shots + 1))
+    trainable = [c for c in _classes_with(labels, pool, shots) if c in enough]
     chosen = _seen_classes(labels, trainable, seed, seen_fraction, seen, shots)
-    mine = [i for i in pool["train"] if labels[i] in chosen]
+    mine = [i for i in pool if labels[i] in chosen]
     train = [mine[i] for i in k_shot([labels[i] for i in mine], shots, seed)]
-    rest = sorted(set(pool["rest"]) - set(train))
-    val = [rest[i] for i in k_shot([labels[i] for i in rest], VAL_PER_CLASS, seed, on_short="keep")]
-    alone = {label for label, n in _sizes(labels, rest).items() if n <= VAL_PER_CLASS}
-    val = [i for i in val if labels[i] not in alone]  # few images: rather a test than a validation
-    test = sorted(set(rest) - set(val))
+    left = sorted(set(range(len(data))) - set(train))
+    test = _preferred(labels, left, {i for i in left if source[i] == last})
+    free = sorted(set(left) - set(test))
+    free = _preferred(labels, free, {i for i in free if source[i] == "val"})
+    sizes, served = _sizes(labels, test), {labels[i] for i in free}  # few images: rather a test than a validation
+    free += [i for i in test if labels[i] not in served and sizes[labels[i]] > VAL_PER_CLASS]
+    val = sorted(free[i] for i in k_shot([labels[i] for i in free], VAL_PER_CLASS, seed, on_short="keep"))
+    test = sorted(set(test) - set(val))
     if test_per_class:
         test = [test[i] for i in k_shot([labels[i] for i in test], test_per_class, seed, on_short="keep")]
     marked = data.add_column("seen", [label in chosen for label in labels])
     return DatasetDict({name: marked.select(rows) for name, rows in (("train", train), ("val", val), ("test", test))})
+
+
+def _parts(data: Dataset) -> list[str | None]:
+    """The source's part of each picture; None for all where it has no training part beside another one."""
+    parts = list(data["split"]) if "split" in data.column_names else []
+    return parts if "train" in parts and set(parts) - {None, "train"} else [None] * len(data)
+
+
+def _preferred(labels, rows, good: set[int]) -> list[int]:
+    """Of each class the good rows, or all of its rows where it has no good one."""
+    served = {labels[i] for i in good}
+    return [i for i in rows if i in good or labels[i] not in served]
 
 
 def _sizes(labels, rows) -> dict[str, int]:
@@ -78,6 +94,14 @@ def _seen_classes(labels, trainable, seed, seen_fraction, seen, shots) -> set[st
 
 
 def released_classes(path: str | Path) -> list[str]:
-    """The classes of a released closed-world file (JSONL with `ground_truth`), for `few_shot(seen=...)`."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return sorted({json.loads(line)["ground_truth"] for line in lines if line.strip()})
+    """The classes of a released closed-world file (JSONL with `ground_truth`), for `few_shot(seen=...)`.
+
+    ValueError naming a broken line.
+    """
+    found = set()
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            found |= {json.loads(line)["ground_truth"]} if line.strip() else set()
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: should be an object with ground_truth ({error!r})") from None
+    return sorted(found)
