@@ -1,7 +1,7 @@
 """Who should write the chains? A teacher, or the student itself from a few chains by hand; several seeds.
 
 `python -m finer1_lite.teachers` trains CoT SFT on the chains of each source and asks the student about the test
-images. Every training has the same number of steps and the same setting. Writes `results/teachers.csv` and
+images. Every training has about the same number of steps and the same setting. Writes `results/teachers.csv` and
 `teachers_versions.json`. A killed run goes on where it was. Sources:
 
     teacher         the tiny teacher, told the label and the concepts (the paper's way): one chain for each seen species
@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .birds.species import ATTRIBUTES, all_species, by_name, describe
+from .birds.species import ATTRIBUTES, all_species, describe
 from .config import get_profile
-from .cot.chains import Chain, chat_row, load_chains, names_label, read_chain, save_chains, to_completion
-from .cot.concepts import split_concepts
+from .cot.chains import chat_row, save_chains, to_completion
 from .cot.guide import guide_chain
+from .cot.quality import bird_truth, chain_frame, read_row
 from .cot.selftaught import self_teach
+from .cot.teacher import Sampler
 from .policy.load import Policy, load_policy
 from .prompts import instructed
 from .report import versions
@@ -32,6 +33,7 @@ from .sft import train_sft, write_csv
 from .story import Seed, sampler_of, sft_rows, tasks_of
 
 SEEDS, ROUNDS, TRIES = 8, 3, 4
+MEASURES = ("true_attributes", "coverage", "similar_analyses", "label_leak")
 TEMPERATURE = 0.6  # a student of eight chains is unsure of every word: at 1 most of its chains break
 
 
@@ -50,62 +52,51 @@ def by_hand(lab: Seed) -> list[dict]:
     ]
 
 
-def student(lab: Seed, rows: list[dict], steps: int) -> Policy:
-    """A fresh adapter, trained on chat rows for about `steps` steps."""
-    config = lab.profile.sft
+def student(lab: Seed, name: str, rows: list[dict], steps: int) -> Policy:
+    """A fresh adapter, trained on chat rows for about `steps` steps; kept as `name` in the seed's folder."""
+    folder, config = lab.out / name, lab.profile.sft
+    if (folder / "adapter_model.safetensors").exists():
+        return load_policy(lab.profile, folder)
     epochs = max(1, round(steps / -(-len(rows) // config.batch_size)))
     policy = load_policy(lab.profile, seed=lab.seed)
     train_sft(policy, sft_rows(rows, lab.cache), replace(config, epochs=epochs), lab.seed)
+    policy.save(folder)
     return policy
-
-
-def sources(lab: Seed) -> dict[str, list[dict]]:
-    """Chat rows of each source; what was written before is read again."""
-    found, paths = {"teacher": lab.chains()}, [lab.out / f"self_taught_{n}.jsonl" for n in range(ROUNDS + 1)]
-    steps = lab.profile.sft.epochs * -(-len(found["teacher"]) // lab.profile.sft.batch_size)
-    if not paths[-1].exists():
-        seeds = by_hand(lab)
-        save_chains(paths[0], seeds)
-
-        def train(rows):
-            return sampler_of(student(lab, rows, steps), lab.cache, lab.seed, TEMPERATURE)
-
-        for done in self_teach(tasks_of(lab.labels, lab.seed), seeds, train, ROUNDS, TRIES, sorted(set(lab.labels))):
-            save_chains(paths[done.number], done.rows)
-    found["by hand"] = load_chains(paths[0])
-    return found | {f"self-taught {n}": load_chains(paths[n]) for n in range(1, ROUNDS + 1)}
-
-
-def chain_facts(rows: list[dict]) -> dict[str, float]:
-    """How good a set of chains is: statements of the analysis true of the species, candidates, leaks."""
-    chains: list[tuple[Chain, str]] = [(read_chain(r["messages"][1]["content"]), r["label"]) for r in rows]
-    truths = [set(split_concepts(describe(by_name()[label].looks))) for _, label in chains]
-    said = [split_concepts(chain.analysis) for chain, _ in chains]
-    return {
-        "chains": len(rows),
-        "true_statements": np.mean([c in truth for own, truth in zip(said, truths) for c in own]),
-        "candidates": np.mean([len(chain.options) for chain, _ in chains]),
-        "leaks": np.mean([names_label(chain.analysis, label) for chain, label in chains]),
-    }
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:
     """Every source of one seed: facts of its chains, accuracy of the student."""
     torch.set_num_threads(1)
-    lab, made = Seed(get_profile("cpu"), seed, work / f"seed{seed}"), []
-    all_sources = sources(lab)
-    steps = lab.profile.sft.epochs * -(-len(all_sources["teacher"]) // lab.profile.sft.batch_size)
-    for name, rows in all_sources.items():
-        folder = lab.out / f"taught_by_{name.replace(' ', '_')}"
-        if not (folder / "adapter_model.safetensors").exists():
-            student(lab, rows, steps).save(folder)
-        answers = lab.answers(folder.name, folder)
+    lab = Seed(get_profile("cpu"), seed, work / f"seed{seed}")
+    chains, config = {"teacher": lab.chains(), "by hand": by_hand(lab)}, lab.profile.sft
+    steps = config.epochs * -(-len(chains["teacher"]) // config.batch_size)
+
+    def taught(source: str) -> Policy:
+        return student(lab, f"taught_{source.replace(' ', '_')}", chains[source], steps)
+
+    def train(_rows) -> Sampler:  # the rows that came last; their student is judged below too
+        return sampler_of(taught(list(chains)[-1]), lab.cache, lab.seed, TEMPERATURE)
+
+    for done in self_teach(tasks_of(lab.labels, seed), chains["by hand"], train, ROUNDS, TRIES, sorted(set(lab.labels))):
+        chains[f"self-taught {done.number}"] = done.rows
+        save_chains(lab.out / f"self_taught_{done.number}.jsonl", done.rows)
+    made = []
+    for source, rows in chains.items():
+        taught(source)
+        name = f"taught_{source.replace(' ', '_')}"
+        answers = lab.answers(name, lab.out / name)
         figures = chain_facts(rows) | {
             split: np.mean([p.correct for p in answers if p.seen == (split == "seen")]) for split in ("seen", "unseen")
         }
-        made.append({"source": name, "seed": seed} | {k: round(float(v), 4) for k, v in figures.items()})
+        made.append({"source": source, "seed": seed} | {k: round(float(v), 4) for k, v in figures.items()})
         print(f"[seed {seed}] {made[-1]}", flush=True)
     return made
+
+
+def chain_facts(rows: list[dict]) -> dict[str, float]:
+    """How good a set of chains is: how many, and the means of some measures of `cot.quality`."""
+    judged = [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
+    return {"chains": len(rows)} | chain_frame(judged, bird_truth(judged))[list(MEASURES)].mean().to_dict()
 
 
 def main() -> None:

@@ -77,16 +77,16 @@ def test_one_real_round(tmp_path):
     """The tiny student learns the form from eight chains by hand and writes right ones of its own."""
     lab = Seed(get_profile("cpu"), 0, tmp_path)
     seeds = by_hand(lab)
-    assert len(seeds) == 8 and chain_facts(seeds)["true_statements"] == 1 and chain_facts(seeds)["leaks"] == 0
+    assert len(seeds) == 8 and chain_facts(seeds)["true_attributes"] == 1 and chain_facts(seeds)["label_leak"] == 0
     given = {row["image_index"] for row in seeds}
     tasks = [t for t in tasks_of(lab.labels, 0) if t.image_index not in given][:24]
 
     def train(rows):
-        return sampler_of(student(lab, rows, 48), lab.cache, 0, TEMPERATURE)
+        return sampler_of(student(lab, "eight", rows, 48), lab.cache, 0, TEMPERATURE)
 
     (first,) = self_teach(tasks, seeds, train, rounds=1, tries=2)
     assert first.accepted >= 4 and len(first.rows) == 8 + first.accepted
-    assert chain_facts(first.rows)["true_statements"] > 0.85
+    assert chain_facts(first.rows)["true_attributes"] > 0.85
 
 
 # ---- the field guide
