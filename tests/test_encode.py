@@ -70,8 +70,8 @@ def test_effect_by_hand():
     captions = [["Red crown. A hat."], ["Blue back.", "blue back, long tail"], ["Long tail"]]
     truth = [{"red crown", "long tail"}, {"blue back", "long tail"}, {"blue back", "long tail"}]
     effect = bottleneck_effect(captions, [["red crown"], ["blue back"], []], truth)
-    log3, log15 = 1.5849625007, 0.5849625007
-    expected = {"all": [5 / 3, 4 / 5, (0 + 1 + 2 + 2) / 4, (log3 + log15) / 4], "kept": [2 / 3, 1, 1 / 2, (log3 + log15) / 2]}
+    bits = 1.5849625007 + 0.5849625007  # log2(3 / 1) + log2(3 / 2)
+    expected = {"all": [5 / 3, 4 / 5, (0 + 1 + 2 + 2) / 4, bits / 4], "kept": [2 / 3, 1, 1 / 2, bits / 2]}
     assert list(effect.columns) == ["concepts", "true", "others", "bits"] and list(effect.index) == list(expected)
     for name, row in expected.items():
         assert effect.loc[name].tolist() == pytest.approx(row)

@@ -217,6 +217,7 @@ def test_trouble_that_stays_says_what_is_safe(bad, teacher, trouble, words):
 
 @pytest.mark.parametrize("status, words", [
     ("400", "check max_tokens, temperature and top_p"),
+    ("422", "check max_tokens, temperature and top_p"),
     ("401", "put a valid one into the environment variable TEACHER_KEY"),
     ("403", "TEACHER_KEY has no right to use '403'"),
     ("404", "check the name '404' and base_url, which mostly ends in /v1"),

@@ -117,7 +117,7 @@ def test_a_model_is_loaded_from_a_folder(images, teacher):
     loaded = LocalTeacher.from_pretrained(
         ASSETS / "base", images, dtype="float32", temperature=0, max_new_tokens=48
     )
-    assert loaded(ASKED) == teacher(temperature=0)(ASKED)
+    assert loaded.model.dtype == torch.float32 and loaded(ASKED) == teacher(temperature=0)(ASKED)
     with pytest.raises(OSError, match="no-such-model"):
         LocalTeacher.from_pretrained(ASSETS / "no-such-model", images)
 

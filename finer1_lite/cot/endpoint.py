@@ -38,8 +38,10 @@ from ..data.images import as_rgb
 
 SMALL = 256 * 256  # pixels; up to here a picture goes as PNG, unchanged, and beyond it as JPEG, like a photograph
 NO_KEY = "no-key-needed"
+REFUSED = "the request was refused; check max_tokens, temperature and top_p, and that {model!r} takes images"
 REMEDIES = {
-    400: "the request was refused; check max_tokens, temperature and top_p, and that {model!r} takes images",
+    400: REFUSED,
+    422: REFUSED,
     401: "the key was refused; put a valid one into the environment variable {key_variable}",
     403: "the key in the environment variable {key_variable} has no right to use {model!r}",
     404: "not found; check the name {model!r} and base_url, which mostly ends in /v1",

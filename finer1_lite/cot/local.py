@@ -51,7 +51,8 @@ class LocalTeacher:
 
     @classmethod
     def from_pretrained(
-        cls, model_id: str | Path, images: Sequence[Image.Image], four_bit: bool = False, dtype: str = "auto", **settings
+        cls, model_id: str | Path, images: Sequence[Image.Image], four_bit: bool = False, dtype: str = "auto",
+        **settings,
     ) -> "LocalTeacher":  # fmt: skip
         """The model of a folder, or of the Hub, where it is fetched from; as safetensors, without code of its own.
 
