@@ -23,15 +23,15 @@ from scipy.io import loadmat
 from .names import clean_name
 from .sources import Entry
 
-# Copies on the Hub, for `sources.hub_images`. Known by name and size only: none was downloaded or tried here, and
-# their labels may be spelt in other ways.
+# Copies on the Hub that much public code reads, for `sources.hub_images`. None was downloaded or tried here: columns
+# may have other names (of the aircraft: label="variant") and classes other spellings, or numbers.
 HUB = {
-    "cub_200": "Donghyun99/CUB-200-2011",
-    "stanford_cars": "Donghyun99/Stanford-Cars",
-    "stanford_dogs": "Donghyun99/Stanford-Dogs",
-    "flowers_102": "Donghyun99/Oxford-Flower-102",
-    "oxford_pets": "Donghyun99/Oxford-IIIT-Pet",
-    "fgvc_aircraft": "Donghyun99/FGVC-Aircraft",
+    "cub_200": "bentrevett/caltech-ucsd-birds-200-2011",
+    "stanford_cars": "tanganke/stanford_cars",
+    "stanford_dogs": "maurice-fp/stanford-dogs",
+    "flowers_102": "nelorth/oxford-flowers",
+    "oxford_pets": "timm/oxford-iiit-pet",
+    "fgvc_aircraft": "mteb/FGVCAircraft",
 }
 # The archive has numbers only. The names in its order, as the released files spell them: they say globe flower for
 # globe-flower (16), pink and yellow dahlia for pink-yellow dahlia (60), and air plant for ball moss (93).
