@@ -32,7 +32,7 @@ from .prompts import QUESTIONS, instructed, question
 from .report import (
     draw_poster, load_predictions, paired_differences, save_predictions, table, versions, where_triplets_matter,
 )  # fmt: skip
-from .samplers import TripletSampler, nearest_classes
+from .samplers import ConfusionCounts, TripletSampler, nearest_classes
 from .sft import Row, train_sft, write_csv
 from .tapo import Tapo
 
@@ -109,10 +109,15 @@ def dapo_setting(profile: Profile):
 def reinforce(
     policy: Policy, cache: VisionCache, labels: list[str], config, loss: LossConfig, seed: int,
     log: Path | None = None, on_step: Callable[[dict], None] | None = None,
+    negative: str = "similar", confusion: ConfusionCounts | None = None, **asked,
 ) -> Tapo:  # fmt: skip
-    """Train `policy` in place with DAPO or TAPO; returns the loop with its state."""
-    sampler = TripletSampler(labels, look_alike_classes(cache, labels), seed)
-    loop = Tapo(policy, cache, labels, sampler, config, loss, seed)
+    """Train `policy` in place with DAPO or TAPO; returns the loop with its state.
+
+    negative, confusion: how negatives are drawn, see `TripletSampler`. asked: `reward` and `ask` of `Tapo`.
+    """
+    nearest = look_alike_classes(cache, labels)
+    sampler = TripletSampler(labels, nearest, seed, negative=negative, confusion=confusion)
+    loop = Tapo(policy, cache, labels, sampler, config, loss, seed, **asked)
     loop.train(log, on_step)
     return loop
 
@@ -154,12 +159,12 @@ class Seed:
             policy.save(folder)
         return folder
 
-    def rl(self, name: str, config: TapoConfig, loss: LossConfig) -> Path:
-        """Stage 2 from this seed's CoT SFT; writes `name` and `name`.csv."""
+    def rl(self, name: str, config: TapoConfig, loss: LossConfig, start: Callable[[], Policy] | None = None, **how) -> Path:
+        """Stage 2 from this seed's CoT SFT, or from `start()`; writes `name` and `name`.csv. how: see `reinforce`."""
         folder = self.out / name
         if not (folder / "adapter_model.safetensors").exists():
-            policy = load_policy(self.profile, self.sft("cot_sft"))
-            reinforce(policy, self.cache, self.labels, config, loss, self.seed, self.out / f"{name}.csv")
+            policy = start() if start else load_policy(self.profile, self.sft("cot_sft"))
+            reinforce(policy, self.cache, self.labels, config, loss, self.seed, self.out / f"{name}.csv", **how)
             policy.save(folder)
         return folder
 
