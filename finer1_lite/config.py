@@ -111,8 +111,8 @@ class Profile:
 
 
 # The CPU's epochs and learning rates were chosen on validation images of another split, by one rule
-# (finer1_lite.tuning, results/tuning.csv). With the paper's uncapped KL ratio, whose gradient is large just where
-# the two images differ most, the tiny policy loses what SFT taught it (finer1_lite.ablations, results/switches.csv).
+# (finer1_lite.evidence.tuning, results/tuning.csv). With the paper's uncapped KL ratio, whose gradient is large just where
+# the two images differ most, the tiny policy loses what SFT taught it (finer1_lite.evidence.ablations, results/ablations.csv).
 RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="released", negative_grad=False)
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,

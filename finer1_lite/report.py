@@ -1,7 +1,6 @@
 """What a study shows: the table, paired differences with intervals, one picture, the versions it used."""
 
 import itertools
-import json
 import os
 import platform
 from collections.abc import Callable
@@ -14,24 +13,12 @@ import pandas as pd
 from .birds.dataset import load_birds
 from .birds.render import draw
 from .birds.species import all_species, by_name, describe, differences, look_alikes
-from .evaluate import METHODS, Prediction, bootstrap_seeds
+from .evaluate import METHODS, Prediction, bootstrap_seeds, load_predictions, save_predictions  # noqa: F401
 from .plots import poster
 
 PAIRS = (
     ("cot_sft", "sft_answers"), ("tapo", "cot_sft"), ("dapo", "cot_sft"), ("tapo", "dapo"), ("tapo", "sft_answers"),
 )  # fmt: skip
-
-
-def save_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """One JSON line for each prediction; the whole file or none."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(p.__dict__) + "\n" for p in predictions))
-    part.replace(path)
-
-
-def load_predictions(path: Path) -> list[Prediction]:
-    """What `save_predictions` wrote."""
-    return [Prediction(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def difference(

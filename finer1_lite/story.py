@@ -23,15 +23,13 @@ from .config import ASSETS, Profile, TapoConfig, get_profile
 from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
-from .evaluate import Prediction, predict, result_rows
+from .evaluate import Prediction, load_predictions, predict, result_rows
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
 from .policy.rollout import rollout
 from .prompts import QUESTIONS, instructed, question
-from .report import (
-    draw_poster, load_predictions, paired_differences, save_predictions, table, versions, where_triplets_matter,
-)  # fmt: skip
+from .report import draw_poster, paired_differences, table, versions, where_triplets_matter
 from .samplers import ConfusionCounts, TripletSampler, nearest_classes
 from .sft import Row, train_sft, write_csv
 from .tapo import Tapo
@@ -169,7 +167,7 @@ class Seed:
         return folder
 
     def answers(self, name: str, adapter: Path | None, protocol: str = "open", think: bool = True) -> list[Prediction]:
-        """What the adapter (None: the base) answers on the judged images."""
+        """What the adapter (None: the base) answers on the judged images. A killed call goes on where it was."""
         path = self.out / f"{name}_{protocol}.jsonl"
         if not path.exists():
             policy = self.base if adapter is None else load_policy(self.profile, adapter)
@@ -177,7 +175,7 @@ class Seed:
             if protocol == "closed":
                 options = look_alike_classes(self.judged_cache, self.judged["label"])
             asked = (think, self.seed, options, f"{name} {protocol}")
-            save_predictions(path, predict(policy, self.judged_cache, self.judged, *asked))
+            return predict(policy, self.judged_cache, self.judged, *asked, path=path)
         return load_predictions(path)
 
 

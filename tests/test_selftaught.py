@@ -9,7 +9,7 @@ from finer1_lite.cot.selftaught import self_teach
 from finer1_lite.cot.teacher import Task
 from finer1_lite.prompts import instructed
 from finer1_lite.story import Seed, sampler_of, tasks_of
-from finer1_lite.teachers import TEMPERATURE, by_hand, chain_facts, field_guide, student
+from finer1_lite.evidence.teachers import TEMPERATURE, by_hand, chain_facts, field_guide, student
 
 ASK = "Which bird is this?"
 TASKS = [Task(i, name, ASK) for i, name in enumerate(("wren", "finch", "robin"))]

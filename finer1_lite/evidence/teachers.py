@@ -1,6 +1,6 @@
 """Who should write the chains? A teacher, or the student itself from a few chains by hand; several seeds.
 
-`python -m finer1_lite.teachers` trains CoT SFT on the chains of each source and asks the student about the test
+`python -m finer1_lite.evidence.teachers` trains CoT SFT on the chains of each source and asks the student about the test
 images. Every training has about the same number of steps and the same setting. Writes `results/teachers.csv` and
 `teachers_versions.json`. A killed run goes on where it was. Sources:
 
@@ -9,28 +9,22 @@ images. Every training has about the same number of steps and the same setting. 
     self-taught N   the same, then what the student wrote in N rounds (see cot/selftaught.py)
 """
 
-import argparse
-import json
 from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from .birds.species import ATTRIBUTES, all_species, describe
-from .config import get_profile
-from .cot.chains import chat_row, save_chains, to_completion
-from .cot.guide import guide_chain
-from .cot.quality import bird_truth, chain_frame, read_row
-from .cot.selftaught import self_teach
-from .cot.teacher import Sampler
-from .policy.load import Policy, load_policy
-from .prompts import instructed
-from .report import versions
-from .sft import train_sft, write_csv
-from .story import Seed, sampler_of, sft_rows, tasks_of
+from ..birds.species import ATTRIBUTES, all_species, describe
+from ..cot.chains import chat_row, save_chains, to_completion
+from ..cot.guide import guide_chain
+from ..cot.quality import bird_truth, chain_frame, read_row
+from ..cot.selftaught import self_teach
+from ..cot.teacher import Sampler
+from ..policy.load import Policy, load_policy
+from ..prompts import instructed
+from ..sft import train_sft
+from ..story import Seed, sampler_of, sft_rows, tasks_of
+from .seeds import command, lab_of
 
 SEEDS, ROUNDS, TRIES = 8, 3, 4
 MEASURES = ("true_attributes", "coverage", "similar_analyses", "label_leak")
@@ -66,8 +60,7 @@ def student(lab: Seed, name: str, rows: list[dict], steps: int) -> Policy:
 
 def one_seed(seed: int, work: Path) -> list[dict]:
     """Every source of one seed: facts of its chains, accuracy of the student."""
-    torch.set_num_threads(1)
-    lab = Seed(get_profile("cpu"), seed, work / f"seed{seed}")
+    lab = lab_of(seed, work)
     chains, config = {"teacher": lab.chains(), "by hand": by_hand(lab)}, lab.profile.sft
     steps = config.epochs * -(-len(chains["teacher"]) // config.batch_size)
 
@@ -99,18 +92,5 @@ def chain_facts(rows: list[dict]) -> dict[str, float]:
     return {"chains": len(rows)} | chain_frame(judged, bird_truth(judged))[list(MEASURES)].mean().to_dict()
 
 
-def main() -> None:
-    """Command line: every source of every seed, two seeds at a time."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="the story's folder: chains are shared")
-    args = parser.parse_args()
-    with get_context("spawn").Pool(2) as pool:
-        rows = [row for rows in pool.imap(partial(one_seed, work=args.work), args.seeds) for row in rows]
-    write_csv(args.out / "teachers.csv", rows)
-    (args.out / "teachers_versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    command("teachers", one_seed, __doc__.splitlines()[0], seeds=(0, 1, 2))

@@ -1,6 +1,6 @@
 """How the CPU profile's settings were chosen: one grid for every method, judged on validation images.
 
-`python -m finer1_lite.tuning sft`, then `rl`, trains every setting on the split of seed 100, which no
+`python -m finer1_lite.evidence.tuning sft`, then `rl`, trains every setting on the split of seed 100, which no
 result uses, and writes accuracy on validation images to `results/tuning.csv`. The rule is the same for all methods:
 the highest accuracy on *seen* species. Unseen species are reported and not used; whoever has their
 labels could have trained on them. A killed run goes on where it was.
@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .birds.dataset import PER_CLASS
-from .config import RELEASED_SWITCHES, get_profile
-from .evaluate import result_rows
-from .losses import TAPO
-from .sft import write_csv
-from .story import Seed, dapo_setting
+from ..birds.dataset import PER_CLASS
+from ..config import RELEASED_SWITCHES, get_profile
+from ..evaluate import result_rows
+from ..losses import TAPO
+from ..sft import write_csv
+from ..story import Seed, dapo_setting
 
 SPLIT = 100
 SFT_GRID = [(lr, epochs) for lr in (5e-4, 1e-3, 2e-3) for epochs in (8, 16)]

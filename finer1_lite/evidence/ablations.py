@@ -1,6 +1,6 @@
 """What each part of the method is worth: one thing changed at a time, five seeds, every variant against TAPO.
 
-`python -m finer1_lite.ablations` goes on from the story's folder (`--work`), whose chains and CoT SFT all variants
+`python -m finer1_lite.evidence.ablations` goes on from the story's folder (`--work`), whose chains and CoT SFT all variants
 of a seed share. Reinforcement takes STEPS steps of the CPU profile's TAPO with the same number of rollouts and the
 same learning rate, whatever is changed. Writes to `results/`, and again after a kill only what is missing:
 
@@ -17,29 +17,29 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import ttest_1samp
 
-from .birds.diet import direct
-from .config import RELEASED_SWITCHES, get_profile
-from .cot.chains import chat_row, load_chains, parse_prose, question_and_completion, save_chains
-from .cot.concepts import split_concepts
-from .cot.teacher import build_chains
-from .evaluate import Prediction
-from .losses import DAPO, GRPO, TAPO, LossConfig
-from .policy.load import Policy, load_policy
-from .prompts import question
-from .report import difference, load_predictions, versions
-from .rewards import bare_reward, extract_answer, normalise, released_reward
-from .samplers import ConfusionCounts
-from .sft import train_sft, write_csv
-from .story import DESCRIPTIONS_PER_QUESTION, TEACHER, Seed, chain_rows, sampler_of, sft_rows, tasks_of
+from ..birds.diet import direct
+from ..config import RELEASED_SWITCHES
+from ..cot.chains import chat_row, load_chains, parse_prose, question_and_completion, save_chains
+from ..cot.concepts import split_concepts
+from ..cot.teacher import build_chains
+from ..evaluate import Prediction
+from ..losses import DAPO, GRPO, TAPO, LossConfig
+from ..policy.load import Policy, load_policy
+from ..prompts import question
+from ..report import difference, load_predictions, versions
+from ..rewards import bare_reward, extract_answer, normalise, released_reward
+from ..samplers import ConfusionCounts
+from ..sft import train_sft, write_csv
+from ..story import DESCRIPTIONS_PER_QUESTION, TEACHER, Seed, chain_rows, sampler_of, sft_rows, tasks_of
+from .seeds import SEEDS, lab_of
 
 STEPS = 20  # half of the profile's: enough to see where each one goes
 CURVES = ("accuracy", "inter_kl", "entropy", "grad_norm", "length")
@@ -110,6 +110,29 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 
 
+NAMES = {
+    "base": "base", "sft_answers": "SFT on answers", "cot_sft": "CoT SFT alone", "tapo": "TAPO", "dapo": "DAPO",
+    "intra": "DAPO + intra-class", "inter": "DAPO + inter-class (10:0)", "cls_rl": "CLS-RL (no SFT)",
+    "no_think_rl": "No-Thinking-RL (no SFT)", "answers_rl": "No-Thinking-RL after SFT on answers",
+    "sides_8_2": "8:2", "sides_2_8": "2:8", "sides_0_10": "0:10", "random_negative": "random negative",
+    "online_negative": "negative by own confusions", "no_entropy": "no entropy term", "eta2_only": "H[pi_neg] alone",
+    "gamma_0": "weight 0", "gamma_0.03": "weight 0.03", "gamma_0.1": "weight 0.1",
+    "anchor": "update on the anchor", "paper_kl": "the paper's KL ratio", "negative_grad": "gradient through pi_neg",
+    "printed_entropy": "H as printed", "micro_batch": "mean per micro-batch", "paper": "all of the paper's",
+    "chains_12": "12 chains", "chains_24": "24 chains", "chains_48": "48 chains", "unstructured": "no comparison",
+    "all_concepts": "concepts not selected",
+}  # fmt: skip
+
+
+def label_of(variant: str) -> str:
+    """A variant in words.
+
+    >>> label_of("chains_12+tapo"), label_of("paper_kl")
+    ('12 chains', "the paper's KL ratio")
+    """
+    return NAMES[variant.removesuffix("+tapo")]
+
+
 # ---- Stage 1 on other chains
 
 
@@ -176,21 +199,14 @@ def watched(confusion: ConfusionCounts) -> Callable[[str, str], dict[str, float]
     return reward
 
 
-@cache
-def lab_of(seed: int, work: Path) -> Seed:
-    """One seed's pictures and features, made once in each process."""
-    return Seed(get_profile("cpu"), seed, work / f"seed{seed}")
-
-
 def start_of(lab: Seed, name: str) -> Policy:
     """The policy that the second stage starts from."""
     return load_policy(lab.profile, None if name == "base" else first_stage(lab, name), seed=lab.seed)
 
 
-def run_variant(name: str, seed: int, work: Path, steps: int = STEPS) -> list[Prediction]:
-    """Train one variant from one seed, as far as it is not done, and ask it about the test images."""
-    torch.set_num_threads(1)
-    lab, variant, run = lab_of(seed, work), VARIANTS[name], f"ablation_{name}"
+def run_variant(lab: Seed, name: str, steps: int = STEPS) -> list[Prediction]:
+    """Train one variant from one seed, as far as it is not done, and ask it about the judged images."""
+    variant, run = VARIANTS[name], f"ablation_{name}"
     if variant.loss is None:
         return lab.answers(run, first_stage(lab, variant.start))
     anchor, positive = variant.sides
@@ -206,13 +222,13 @@ def run_variant(name: str, seed: int, work: Path, steps: int = STEPS) -> list[Pr
 
 
 def _job(job: tuple[str, int], work: Path) -> None:
-    run_variant(*job, work)
-    print(f"[seed {job[1]}] {job[0]} done", flush=True)
+    name, seed = job
+    run_variant(lab_of(seed, work), name)
+    print(f"[seed {seed}] {name} done", flush=True)
 
 
 def prepare(seed: int, work: Path) -> None:
     """The story's part of one seed, before two processes ask for it at once."""
-    torch.set_num_threads(1)
     lab = lab_of(seed, work)
     lab.answers("base", None)
     lab.answers("sft_answers", lab.sft("sft_answers"), think=False)
@@ -252,6 +268,21 @@ def table_rows(work: Path, seeds: list[int]) -> list[dict]:
     return rows
 
 
+def verdict(row: dict) -> str:
+    """What one row of the table shows, in a sentence: points of accuracy with the interval.
+
+    >>> verdict({"variant": "dapo", "against": "tapo", "split": "unseen", "difference": 0.016, "low": -0.02, "high": 0.05})
+    'DAPO: no difference to TAPO that these seeds can tell on unseen species (+2 points, -2 to +5).'
+    """
+    low, high = row["low"], row["high"]
+    found = "better than" if low > 0 else "worse than" if high < 0 else "no difference to"
+    doubt = "" if low > 0 or high < 0 else " that these seeds can tell"
+    return (
+        f"{label_of(row['variant'])}: {found} {label_of(row['against'])}{doubt} on {row['split']} species "
+        f"({100 * row['difference']:+.0f} points, {100 * low:+.0f} to {100 * high:+.0f})."
+    )
+
+
 def curve_rows(work: Path, seeds: list[int]) -> list[dict]:
     """What each step of each reinforced variant looked like."""
     rows = []
@@ -265,7 +296,7 @@ def curve_rows(work: Path, seeds: list[int]) -> list[dict]:
 def main() -> None:
     """Command line: every variant of every seed, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="the story's folder: CoT SFT is shared")
     args = parser.parse_args()

@@ -1,0 +1,132 @@
+"""One page of results from the committed tables: `python -m finer1_lite.evidence.page` writes it to `results/`.
+
+`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: what was claimed and what became of
+it, the methods, the baselines, the ablations, the probes, transfer. Each part comes from one CSV; a part whose CSV is
+not there is left out. Figures are rounded to what their interval allows.
+"""
+
+import argparse
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from .. import plots
+from .ablations import TABLES, label_of, verdict
+from .seeds import over_seeds, paired
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading, what to read from it, a table and a picture's file name (both optional)."""
+
+    title: str
+    text: str
+    table: pd.DataFrame | None = None
+    picture: str | None = None
+
+
+def rounded(mean: float, low: float, high: float, sign: bool = False, scale: float = 100) -> str:
+    """A figure with its interval, with one decimal only where the interval is narrower than two points.
+
+    >>> rounded(0.6981, 0.661, 0.732), rounded(0.004, 0.002, 0.006), rounded(0.058, 0.022, 0.095, sign=True)
+    ('70 (66 to 73)', '0.4 (0.2 to 0.6)', '+6 (+2 to +10)')
+    """
+    digits = 0 if scale * (high - low) >= 2 else 1
+    a, b, c = (f"{round(scale * x, digits) + 0.0:{'+' if sign else ''}.{digits}f}" for x in (mean, low, high))
+    return a if low != low else f"{a} ({b} to {c})"  # one seed has no interval
+
+
+def wide(rows: pd.DataFrame, index: str, columns: Sequence[str], sign: bool = False) -> pd.DataFrame:
+    """Rows of mean, low, high as a table of `rounded` cells: `index` down, `columns` across; best last column first."""
+    cells = rows.assign(cell=[rounded(r.mean, r.low, r.high, sign) for r in rows[["mean", "low", "high"]].itertuples(index=False)])
+    made = cells.pivot(index=index, columns=list(columns), values="cell")
+    made.columns = [", ".join(c) if isinstance(c, tuple) else c for c in made.columns]
+    order = rows.groupby(index)["mean"].mean().sort_values(ascending=False).index
+    return made.loc[order].reset_index()
+
+
+def markdown(part: Part) -> str:
+    """A part as Markdown."""
+    lines = [f"## {part.title}", "", part.text, ""]
+    if part.table is not None:
+        rows = [part.table.columns, ["---"] * len(part.table.columns), *part.table.fillna("").astype(str).values]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    if part.picture:
+        lines += [f"![{part.title}]({part.picture})", ""]
+    return "\n".join(lines)
+
+
+def webpage(part: Part, folder: Path) -> str:
+    """A part as HTML, its picture inside."""
+    paragraphs = "".join(f"<p>{html.escape(p).replace('`', '')}</p>" for p in part.text.split("\n\n") if not p.startswith("- "))
+    bullets = [line.removeprefix("- ") for line in part.text.splitlines() if line.startswith("- ")]
+    listed = "<ul>" + "".join(f"<li>{html.escape(b).replace('`', '')}</li>" for b in bullets) + "</ul>" if bullets else ""
+    table = part.table.fillna("").to_html(index=False, border=0) if part.table is not None else ""
+    picture = ""
+    if part.picture:
+        data = base64.b64encode((folder / part.picture).read_bytes()).decode()
+        picture = f'<img alt="{html.escape(part.title)}" src="data:image/png;base64,{data}">'
+    return f"<h2>{html.escape(part.title)}</h2>{paragraphs}{listed}{table}{picture}"
+
+
+# ---- the parts, each from one table
+
+
+def methods(rows: pd.DataFrame, folder: Path) -> Part:
+    """Accuracy of the story's methods, and what the paired differences say."""
+    rows = rows[rows.metric == "accuracy"]
+    table = wide(over_seeds(rows, ["method", "protocol", "split"]), "method", ["protocol", "split"])
+    gaps = pd.read_csv(folder / "differences.csv")
+    said = [
+        f"- {r.difference}, {r.split} species: {rounded(r.mean, r.low, r.high, sign=True)} points"
+        for r in gaps[gaps.protocol == "open"].itertuples()
+    ]
+    text = (
+        f"Percent right on test images, mean over {rows.seed.nunique()} seeds with a 95% interval; 576 images of seen and 512 of "
+        "unseen species for each seed. Open: the name is asked for; closed: four look-alikes to choose from.\n\n"
+        "Paired differences, open-world, with 95% intervals over seeds, species and images:\n\n" + "\n".join(said)
+    )
+    return Part("The story: five methods", text, table, "story.png")
+
+
+def baselines(rows: pd.DataFrame, folder: Path) -> Part:
+    """What a practitioner would try first, beside the story's methods; and where it wins."""
+    figures = over_seeds(rows, ["baseline", "protocol", "split"])
+    table = wide(figures, "baseline", ["protocol", "split"])
+    table["has met"] = table.baseline.map(rows.drop_duplicates("baseline").set_index("baseline").met)
+    wins = []
+    for (protocol, split), part in figures.groupby(["protocol", "split"]):
+        best = part.loc[part["mean"].idxmax()]
+        wins.append(f"- {protocol}-world, {split} species: best is `{best.baseline}` with {rounded(best['mean'], best.low, best.high)}%")
+    text = "The same questions for other ways to name a bird. What each has met before differs, so read the last column too.\n\n"
+    return Part("Baselines", text + "\n".join(wins), table)
+
+
+def ablations(rows: pd.DataFrame, folder: Path) -> Part:
+    """Every variant against its reference, as one picture, and the sentences of those that differ."""
+    shown = rows[rows.variant != rows.against]
+    panels = {
+        f"{split} species": [
+            (label_of(r.variant) + (f" ({r.table.split(', ')[1]})" if ", " in r.table else ""),
+             *(100 * x for x in (r.difference, r.low, r.high)))
+            for table in TABLES for r in shown[(shown.table == table) & (shown.split == split)].itertuples()
+            if table != "methods"
+        ]
+        for split in ("seen", "unseen")
+    }  # fmt: skip
+    plots.forest(panels, "points of accuracy", "reference").savefig(folder / "ablations.png", dpi=90)
+    plt.close()
+    apart = (shown.low > 0) | (shown.high < 0)
+    told = shown[apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
+    same = shown[~apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
+    text = (
+        f"Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), {len(rows.each_seed[0].split())} "
+        f"seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} comparisons do:\n\n"
+        + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
+    )
+    return Part("Ablations: one thing changed at a time", text, None, "ablations.png")

@@ -1,0 +1,113 @@
+"""The ablations: what stands beside what, chains that differ in one thing, paired tables, intervals over seeds."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from finer1_lite.config import ASSETS, get_profile
+from finer1_lite.cot.chains import ChainError, load_chains, parse_prose, question_and_completion
+from finer1_lite.evaluate import Prediction
+from finer1_lite.evidence.ablations import (
+    CHAINS, TABLES, VARIANTS, chains_of, curve_rows, label_of, run_variant, table_rows, unstructured, verdict, watched,
+)  # fmt: skip
+from finer1_lite.evidence.seeds import interval, over_seeds, paired
+from finer1_lite.report import save_predictions
+from finer1_lite.samplers import ConfusionCounts
+from finer1_lite.story import Seed
+
+REFERENCE = ASSETS / "reference"
+
+
+def test_every_variant_is_shown_and_every_table_has_a_reference():
+    shown = {name for names in TABLES.values() for name in names}
+    assert set(VARIANTS) - set(CHAINS) <= shown and set(CHAINS) <= shown
+    assert shown - set(VARIANTS) == {"base", "sft_answers", "cot_sft"}
+    assert all(names[-1] in ("tapo", "cot_sft") and len(set(names)) == len(names) for names in TABLES.values())
+    assert all(label_of(name) for name in shown)
+
+
+def test_variants_change_one_thing_at_equal_cost():
+    tapo = VARIANTS["tapo"]
+    for name, variant in VARIANTS.items():
+        changed = [field for field in ("loss", "sides", "negative", "start", "think")
+                   if getattr(variant, field) != getattr(tapo, field)]  # fmt: skip
+        assert variant.loss is None or sum(variant.sides) == 10
+        alone = ("dapo", "cls_rl", "no_think_rl", "answers_rl", *CHAINS)  # methods of their own
+        assert name in alone or len(changed) == (name != "tapo"), (name, changed)
+
+
+def test_unstructured_chains_say_the_same_without_a_comparison():
+    rows = load_chains(REFERENCE / "chains.jsonl")[:5]
+    for long, short in zip(rows, unstructured(rows), strict=True):
+        (asked, thought), (same, bare) = question_and_completion(long), question_and_completion(short)
+        assert asked == same and parse_prose(thought).analysis in bare and f"<answer> {long['label']} </answer>" in bare
+        assert "Candidates" not in bare and len(bare) < len(thought)
+        with pytest.raises(ChainError):
+            parse_prose(bare)
+
+
+def test_own_confusions_are_counted_by_the_reward():
+    confusion = ConfusionCounts(["a tarn", "b tarn"])
+    reward = watched(confusion)
+    assert reward("<think>x</think> <answer> B Tarn </answer>", "a tarn")["accuracy"] == 0
+    assert reward("<think>x</think> <answer> b tarn </answer>", "b tarn")["accuracy"] == 1
+    reward("no answer at all", "b tarn")
+    assert confusion.hardest("a tarn") == "b tarn" and confusion.hardest("b tarn") is None
+
+
+def _answers(folder, name, right):
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [Prediction(i, f"c{i // 4}", i < 20, "", "", bool(r), bool(r)) for i, r in enumerate(right)]
+    save_predictions(folder / f"{name}_open.jsonl", made)
+
+
+def test_the_table_pairs_each_variant_with_its_reference(tmp_path):
+    rng = np.random.default_rng(0)
+    shown = {name for names in TABLES.values() for name in names}
+    for seed in (0, 1, 2):
+        reference = rng.random(40) < 0.6
+        for name in shown:
+            right = reference if name != "paper" else reference & (np.arange(40) % 4 == 0)
+            _answers(tmp_path / f"seed{seed}", f"ablation_{name}" if name in VARIANTS else name, right)
+    rows = pd.DataFrame(table_rows(tmp_path, [0, 1, 2]))
+    assert len(rows) == 2 * sum(map(len, TABLES.values()))
+    equal = rows[rows.variant != "paper"]
+    assert (equal[["difference", "low", "high"]] == 0).all(axis=None)
+    worse = rows[(rows.variant == "paper") & (rows.split == "unseen")].iloc[0]
+    assert worse.high < 0 and worse.p < 0.05 and worse.accuracy < 0.25
+    assert "worse than TAPO on unseen" in verdict(worse.to_dict())
+    assert "that these seeds can tell" in verdict(equal.iloc[0].to_dict())
+
+
+def test_intervals_over_seeds_are_students_t():
+    mean, low, high = interval([0.1, 0.2, 0.3, 0.4])
+    half = 3.182446 * np.std([0.1, 0.2, 0.3, 0.4], ddof=1) / 2
+    assert (mean, high - mean, mean - low) == pytest.approx((0.25, half, half), abs=1e-5)
+    assert np.isnan(interval([0.5])[1])
+    rows = pd.DataFrame([{"seed": s, "method": m, "split": "seen", "value": s / 10 + (m == "b") * (0.2 + s / 100)}
+                         for s in range(3) for m in "ab"])  # fmt: skip
+    apart = over_seeds(rows, ["method"]).set_index("method")
+    gap = paired(rows, "method", "b", "a", ["split"]).iloc[0]
+    assert gap["mean"] == pytest.approx(0.21) and gap.low > 0.15 and apart.loc["b", "low"] < apart.loc["a", "high"]
+    with pytest.raises(ValueError, match="same seeds"):
+        paired(rows.iloc[:-1], "method", "b", "a", ["split"])
+
+
+def test_a_variant_is_trained_asked_and_not_trained_again(tmp_path):
+    for name in ("chains.jsonl", "cot_sft"):
+        (tmp_path / name).symlink_to(REFERENCE / name)
+    lab = Seed(get_profile("cpu"), 0, tmp_path, per_class={"val": {True: 0, False: 0}, "test": {True: 0, False: 1}})
+    rows = [row["label"] for row in chains_of(lab, "chains_12")]
+    assert len(rows) == 12 and rows == [row["label"] for row in chains_of(lab, "chains_24")][:12]
+    made = run_variant(lab, "online_negative", steps=1)
+    assert len(made) == 64 and 0.3 < np.mean([p.correct for p in made]) < 0.95
+    log = pd.read_csv(tmp_path / "ablation_online_negative.csv")
+    weights = tmp_path / "ablation_online_negative" / "adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert len(log) == 1 and log.inter_kl.notna().all()
+    assert run_variant(lab, "online_negative", steps=1) == made and weights.stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "ablation_online_negative" / "adapter_config.json").read_text())["r"] == 16
+    with pytest.raises(FileNotFoundError):
+        curve_rows(tmp_path.parent, [7])
