@@ -1,14 +1,21 @@
-"""Evaluation: what counts as right, shuffled options, rows of the results file, the paired bootstrap."""
+"""Evaluation: what counts as right, options, killed runs, subsets, rows of the results file, the paired bootstrap."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from datasets import Dataset
+
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.evaluate import COLUMNS, METHODS, bootstrap_difference, bootstrap_seeds, judge, make_options, predict, result_rows
-from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import load_base
+from finer1_lite.evaluate import (
+    COLUMNS, METHODS, _batches, ask, bootstrap_difference, bootstrap_seeds, judge, load_predictions, make_options,
+    predict, prompts_for, result_rows, subset_error, subset_of,
+)  # fmt: skip
+from finer1_lite.policy.inputs import VisionCache, prompt_ids
+from finer1_lite.policy.load import Policy, add_adapter, load_base
 from finer1_lite.report import table
 from finer1_lite.story import look_alike_classes, one_per_class, tasks_of
 
@@ -81,6 +88,180 @@ def test_the_base_model_describes_and_cannot_name(birds):
     assert predict(base, cache, few, think=False, seed=0) == made
     nearest = look_alike_classes(cache, few["label"])
     assert all(label not in others and len(others) == 39 for label, others in nearest.items())
+
+
+# ---- kept as it comes, and gone on with
+
+
+class Killed(Exception):
+    pass
+
+
+class Watched(VisionCache):
+    """Features that are asked for batch by batch; `stop` answers come, then the process is killed."""
+
+    def __init__(self, base, images, part=None, stop=None):
+        super().__init__(base.model, base.processor, images)
+        self.part, self.stop, self.asked = part, stop, 0
+
+    def get(self, indices):
+        if self.asked == self.stop:
+            self.lines = self.part.read_text().splitlines()  # another process sees this much, before anything is closed
+            raise Killed
+        self.asked += len(indices)
+        return super().get(indices)
+
+
+@pytest.fixture(scope="module")
+def small(birds):
+    """The base, twelve pictures, prompts of many lengths."""
+    policy = load_base(replace(get_profile("cpu"), eval_batch=4, max_new_tokens=20))
+    data = birds.select(range(0, 156, 13))
+    prompts = [text + " Please." * (i % 5) for i, text in enumerate(prompts_for(data["label"], False, 0))]
+    return policy, data, prompts
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """An evaluation that nothing disturbed, and its file."""
+    policy, data, prompts = small
+    path = tmp_path_factory.mktemp("whole") / "base_open.jsonl"
+    return ask(policy, Watched(policy, data["image"]), data, prompts, path=path), path
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(small, whole, tmp_path):
+    (policy, data, prompts), (made, _) = small, whole
+    path, part = tmp_path / "base_open.jsonl", tmp_path / "base_open.jsonl.part"
+    killed = Watched(policy, data["image"], part, stop=8)
+    with pytest.raises(Killed):
+        ask(policy, killed, data, prompts, path=path)
+    assert len(killed.lines) == 8 and not path.exists()
+    part.write_text("\n".join(killed.lines)[:-30])  # the last line was cut off as it was written
+    again = Watched(policy, data["image"])
+    assert ask(policy, again, data, prompts, path=path) == made  # text by text, though the last batch is asked anew
+    assert again.asked == 8 and not part.exists()
+    assert load_predictions(path) == made and [p.index for p in made] == list(range(12))
+    done = Watched(policy, data["image"])
+    assert ask(policy, done, data, prompts, path=path) == made and done.asked == 0
+
+
+def test_answers_do_not_depend_on_path_or_batches(small, whole):
+    (policy, data, prompts), (made, _) = small, whole
+    other = Policy(policy.model, policy.processor, replace(policy.profile, eval_batch=7))
+    alone = ask(other, Watched(policy, data["image"]), data, prompts)
+    assert [p.label for p in alone] == data["label"] and {p.asked for p in alone} == {""}
+    assert sum(a.text == b.text for a, b in zip(alone, made)) >= 11  # padding rounds: a near tie may fall otherwise
+
+
+@pytest.mark.parametrize("change, words", [
+    ("label", "'wrong' here"), ("prompt", "'Who\\?' here"), ("image", "other images"), ("adapter", "another model"),
+    ("fewer", "more questions"),
+])  # fmt: skip
+def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change, words):
+    (policy, data, prompts), (made, kept) = small, whole
+    path, labels, images = tmp_path / "a.jsonl", list(data["label"]), list(data["image"])
+    path.write_bytes(kept.read_bytes())
+    if change == "label":
+        labels[5] = "wrong"
+    elif change == "prompt":
+        prompts = [*prompts[:11], "Who?"]
+    elif change == "image":
+        images[0] = images[1]
+    elif change == "fewer":
+        labels, images, prompts = labels[:11], images[:11], prompts[:11]
+    else:
+        policy = add_adapter(load_base(policy.profile), 0)
+    asked = {"label": labels, "seen": list(data["seen"])[: len(labels)]}
+    with pytest.raises(ValueError, match=words) as error:
+        ask(policy, Watched(policy, images), asked, prompts, path=path)
+    assert str(path) in str(error.value) and "Move the file away" in str(error.value)
+    assert load_predictions(path) == made  # and nothing is lost
+
+
+def test_a_file_that_is_none_is_refused(small, tmp_path):
+    policy, data, prompts = small
+    (tmp_path / "a.jsonl.part").write_text('{"index": 0}\n')
+    with pytest.raises(ValueError, match="line 1, is no prediction"):
+        ask(policy, Watched(policy, data["image"]), data, prompts, path=tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="11 prompts, 12 labels and 12 images"):
+        ask(policy, Watched(policy, data["image"]), data, prompts[:11])
+
+
+def test_the_longest_questions_come_first(small):
+    policy, data, prompts = small
+    profile = replace(policy.profile, max_pixels=10**6)
+    wide = Policy(policy.model, policy.processor, profile)
+    images = [image.resize((112 + 56 * (i % 3), 112)) for i, image in enumerate(data["image"])]
+    kept, policy.processor.image_processor.size = policy.processor.image_processor.size, {
+        "shortest_edge": 112 * 112, "longest_edge": 10**6}  # fmt: skip
+    try:
+        batches = _batches(wide, images, prompts)
+        seen = VisionCache(policy.model, policy.processor, images).get(range(12))
+    finally:
+        policy.processor.image_processor.size = kept
+    lengths = [len(prompt_ids(policy.processor, text, s)) for text, s in zip(prompts, seen)]
+    order = [lengths[i] for batch in batches for i in batch]
+    assert len(set(lengths)) > 6 and [len(b) for b in batches] == [4, 4, 4]
+    assert order == sorted(lengths, reverse=True)
+
+
+def test_the_official_order_asks_the_same_with_the_right_option_first():
+    labels, nearest = list("abcdabcd"), {c: [d for d in "abcdef" if d != c] for c in "abcd"}
+    official, shuffled = (prompts_for(labels, True, 3, nearest, official=o) for o in (True, False))
+    listed = [text.split("Options: ")[1].split(". ")[0].split("; ") for text in official]
+    assert [options[0] for options in listed] == labels
+    mixed = [text.split("Options: ")[1].split(". ")[0].split("; ") for text in shuffled]
+    assert [sorted(o) for o in mixed] == [sorted(o) for o in listed] and mixed != listed
+    assert [t.split(" Options")[0] for t in official] == [t.split(" Options")[0] for t in shuffled]
+
+
+# ---- a smaller test set
+
+
+def pool(sizes, rng, alike):
+    """Classes of these sizes and their images' outcomes; `alike`: classes are all right or all wrong as far as that."""
+    labels = [f"c{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    rates = np.clip(rng.normal(0.6, alike, len(sizes)), 0, 1)
+    return labels, (rng.random(len(labels)) < np.repeat(rates, sizes)).astype(float)
+
+
+def test_a_subset_has_its_share_of_each_class():
+    labels = [f"c{i}" for i, size in enumerate([4, 8, 20, 8]) for _ in range(size)]
+    data = Dataset.from_dict({"label": labels, "row": list(range(40))})
+    few = subset_of(data, 10, 0)
+    assert [few["label"].count(f"c{i}") for i in range(4)] == [1, 2, 5, 2] and few["row"] == sorted(few["row"])
+    assert subset_of(data, 10, 0)["row"] == few["row"] != subset_of(data, 10, 1)["row"]
+    drawn = np.bincount([row for seed in range(400) for row in subset_of(data, 10, seed)["row"]], minlength=40)
+    assert abs(drawn - 100).max() < 40  # every image has the same chance: one in four, 100 +- 9
+    assert len(set(subset_of(data, 3, 0)["label"])) == 3 and len(subset_of(data, 40, 0)) == 40
+    for n in (0, 41):
+        with pytest.raises(ValueError, match="1 to 40"):
+            subset_of(data, n, 0)
+
+
+@pytest.mark.parametrize("n, alike", [(30, 0.35), (120, 0.35), (120, 0.0), (300, 0.2)])
+def test_the_error_of_a_subset_is_what_many_subsets_show(n, alike):
+    rng = np.random.default_rng(0)
+    missed, told = [], []
+    for world in range(10):
+        labels, right = pool([6] * 36 + [8] * 24, rng, alike)  # 408 images of 60 classes
+        data = Dataset.from_dict({"label": labels, "right": right})
+        for seed in range(25):
+            few = subset_of(data, n, seed)
+            missed.append(np.mean(few["right"]) - right.mean())
+            told.append(subset_error(labels, few["label"], few["right"]))
+    assert np.std(missed) == pytest.approx(np.sqrt(np.mean(np.square(told))), rel=0.15)
+    assert subset_error(labels, few["label"]) >= np.mean(told)  # without answers: the largest it can be
+
+
+def test_the_error_of_a_subset_by_hand():
+    labels = ["a"] * 4 + ["b"] * 4
+    # (1/4 - 1/8) / 4; then two whole classes of which one is asked: classes, of one kind each, are all that counts.
+    assert subset_error(labels, ["a", "a", "b", "b"]) == pytest.approx((0.125 / 4) ** 0.5)
+    assert subset_error(labels, labels) == 0.0
+    assert subset_error(labels * 2, ["a", "a", "b", "b"], [1, 1, 0, 0]) == 0.0  # rows of a class are all alike
+    with pytest.raises(ValueError, match="not a part"):
+        subset_error(labels, ["a", "c"])
 
 
 def test_stage_1_takes_one_image_of_each_class(birds):

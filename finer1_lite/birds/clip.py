@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import Qwen2Tokenizer, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, set_seed
+from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, set_seed
 
 from ..config import ASSETS
 from ..evidence.siglip import Siglip, choose
@@ -58,7 +58,7 @@ def caption(rng: np.random.Generator, s: Species) -> str:
 def build_processor() -> SiglipProcessor:
     """SigLIP's processor for pictures of 112x112; the words are byte pairs, so that it needs no SentencePiece."""
     rng = np.random.default_rng(SEED)
-    tokenizer: Qwen2Tokenizer = build_tokenizer([f" {s.name} {caption(rng, s)}" for s in all_species() for _ in range(9)])
+    tokenizer = build_tokenizer([f" {s.name} {caption(rng, s)}" for s in all_species() for _ in range(9)])
     tokenizer.model_max_length, tokenizer.chat_template = MAX_TOKENS, None
     size = {"height": SIZE, "width": SIZE}
     return SiglipProcessor(SiglipImageProcessor(size=size), tokenizer)

@@ -12,8 +12,8 @@ How to read it:
 - A classifier of seen species cannot name another: 0 on unseen ones. Among the options it picks the best that it
   has weights for, so an unseen look-alike never tempts it; that flatters it on seen species.
 - `describe_then_name` asks twice: for the looks, then, without the picture, which bird has them. The base has read
-  just such questions (`birds.diet`), so in this world two calls without any training go far; of a 3B that was never
-  taught to look up descriptions nobody should expect it.
+  just such questions (`birds.diet`), so in this world two calls need no training at all; whether a 3B can look up a
+  description of its own is not shown here.
 
 Departures from the paper: in-context examples are given in words, as the base describes their pictures; one image to
 a prompt is what the kit's inputs hold. Its DeepPerception and 7B rows have no counterpart here.
@@ -30,11 +30,10 @@ import torch
 from ..birds.dataset import PER_CLASS, load_birds
 from ..birds.diet import LOOKS_QUESTIONS
 from ..birds.species import by_name
-from ..evaluate import Prediction, judge, make_options, result_rows
+from ..evaluate import Prediction, judge, load_predictions, make_options, result_rows, save_predictions
 from ..policy.inputs import Seen, VisionCache
 from ..policy.rollout import rollout
 from ..prompts import bare_question, instructed
-from ..report import load_predictions, save_predictions
 from ..story import Seed, dapo_setting, look_alike_classes, one_per_class
 from .ablations import VARIANTS, run_variant
 from .seeds import command, lab_of
@@ -47,7 +46,7 @@ Question = tuple[str, list[str] | None]  # a bare question, and the options of a
 
 @cache
 def questions_of(lab: Seed, protocol: str) -> list[Question]:
-    """The question about each judged picture, as `evaluate.predict` draws them for this seed."""
+    """The question about each judged picture, as `evaluate.prompts_for` draws them for this seed."""
     rng, labels = np.random.default_rng(lab.seed), lab.judged["label"]
     nearest = look_alike_classes(lab.judged_cache, labels) if protocol == "closed" else None
     asked = []
@@ -66,27 +65,34 @@ def siglip() -> Siglip:
     return Siglip()
 
 
-def siglip_rows(images, _: VisionCache) -> torch.Tensor:
-    """SigLIP's unit rows (N, D)."""
-    return siglip().images(images)
-
-
-def tower_rows(images, features: VisionCache) -> torch.Tensor:
-    """The mean (N, H) of the policy's own image tokens. Side by side they do worse: 2048 numbers, four pictures."""
-    return torch.stack([s.tokens.float().mean(0) for s in features.get(range(len(images)))])
+@cache
+def pictures_of(lab: Seed) -> dict[str, tuple[list[str], VisionCache]]:
+    """Labels and pictures: the training ones, validation ones of the seen species (two of each), the judged ones."""
+    data = load_birds(lab.seed, {"val": PER_CLASS["val"] | {False: 0}, "test": {True: 0, False: 0}})["val"]
+    val = VisionCache(lab.base.model, lab.base.processor, data["image"])
+    judged = (list(lab.judged["label"]), lab.judged_cache)
+    return {"train": (lab.labels, lab.cache), "val": (list(data["label"]), val), "judged": judged}
 
 
 @cache
-def validation_of(lab: Seed):
-    """Pictures of seen species that are in no other split, two of each: (data, features)."""
-    data = load_birds(lab.seed, {"val": {True: PER_CLASS["val"][True], False: 0}, "test": {True: 0, False: 0}})["val"]
-    return data, VisionCache(lab.base.model, lab.base.processor, data["image"])
+def siglip_rows(lab: Seed) -> dict[str, torch.Tensor]:
+    """SigLIP's unit rows (N, D) of each part of `pictures_of`."""
+    return {part: siglip().images(features.images) for part, (_, features) in pictures_of(lab).items()}
+
+
+@cache
+def tower_rows(lab: Seed) -> dict[str, torch.Tensor]:
+    """The mean (N, H) of the policy's own image tokens. Side by side they do worse: 2048 numbers, four pictures."""
+    return {
+        part: torch.stack([s.tokens.float().mean(0) for s in features.get(range(len(labels)))])
+        for part, (labels, features) in pictures_of(lab).items()
+    }
 
 
 def zero_shot(lab: Seed, asked: list[Question], templates=ONE) -> list[str]:
     """SigLIP's choice among the options, or among the names of all judged classes."""
     names = sorted(set(lab.judged["label"]))
-    return choose(siglip_rows(lab.judged["image"], lab.judged_cache) @ siglip().classes(names, templates).T, names, given(asked))
+    return choose(siglip_rows(lab)["judged"] @ siglip().classes(names, templates).T, names, given(asked))
 
 
 def given(asked: list[Question], known: Iterable[str] | None = None) -> list[list[str]] | None:
@@ -97,7 +103,7 @@ def given(asked: list[Question], known: Iterable[str] | None = None) -> list[lis
 
 
 def class_means(rows: torch.Tensor, labels: list[str], judged: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-    """Cosine (N, C) of judged rows and each class's mean row, both from the mean of all training rows; and the classes."""
+    """Cosine (N, C) of judged rows and class means, both seen from the mean of the training rows; and the classes."""
     classes, centre = sorted(set(labels)), rows.mean(0)
     means = torch.stack([rows[[i for i, label in enumerate(labels) if label == c]].mean(0) for c in classes])
     return torch.cosine_similarity((judged - centre)[:, None], means - centre, dim=-1), classes
@@ -105,13 +111,12 @@ def class_means(rows: torch.Tensor, labels: list[str], judged: torch.Tensor) -> 
 
 def few_shot(lab: Seed, asked: list[Question], rows_of: Callable, linear: bool = True) -> list[str]:
     """A linear probe, or nearest class means, on four pictures of each seen species."""
-    train, judged = rows_of(lab.cache.images, lab.cache), rows_of(lab.judged["image"], lab.judged_cache)
+    rows, (val_labels, _) = rows_of(lab), pictures_of(lab)["val"]
     if linear:
-        val, features = validation_of(lab)
-        probe = choose_probe(train, lab.labels, rows_of(val["image"], features), val["label"])
-        scores, classes = probe.scores(judged), probe.classes
+        probe = choose_probe(rows["train"], lab.labels, rows["val"], val_labels)
+        scores, classes = probe.scores(rows["judged"]), probe.classes
     else:
-        scores, classes = class_means(train, lab.labels, judged)
+        scores, classes = class_means(rows["train"], lab.labels, rows["judged"])
     return choose(scores, classes, given(asked, set(classes)))
 
 
@@ -128,7 +133,7 @@ def looks_of(lab: Seed, seen: list[Seen]) -> list[str]:
     return [text.strip().rstrip(".") for text in ask_base(lab, [LOOKS_QUESTION] * len(seen), seen)]
 
 
-def answer(lab: Seed, asked: list[Question], before: Callable[[list[str] | None], str] = lambda _: "", think=False) -> list[str]:
+def answer(lab: Seed, asked: list[Question], before=lambda options: "", think: bool = False) -> list[str]:
     """What the base answers to the questions, each with the words `before(options)` in front."""
     prompts = [f"{before(options)}{instructed(text, think, options)}" for text, options in asked]
     return ask_base(lab, prompts, lab.judged_cache.get(range(len(asked))))
@@ -156,27 +161,28 @@ def describe_then_name(lab: Seed, asked: list[Question]) -> list[str]:
 
 # ---- the table
 
-TEXTS = "texts on all species"  # what the base has read; it and all that start from it
-WEB = "pictures of all species with noisy names; the list of names"  # SigLIP's pre-training
+LOOKS = "looks of all species in pictures, without names"  # what the vision tower has learnt
+BASE = f"{LOOKS}; texts on all species"  # what the base has learnt, and all that start from it
+WEB = "names of all species beside pictures, with noise; the list of names"  # SigLIP's pre-training
 SHOTS = "4 pictures of each seen species"
 MET = {
     "siglip": WEB,
     "siglip_ensemble": WEB,
     "siglip_probe": f"{WEB}; {SHOTS}",
-    "tower_means": SHOTS,
-    "tower_probe": SHOTS,
-    "base": TEXTS,
-    "cot_prompt": TEXTS,
-    "in_context": f"{TEXTS}; {EXAMPLES} described pictures of seen species",
-    "guide_in_prompt": f"{TEXTS}; the looks of the four options",
-    "describe_then_name": TEXTS,
-    "sft_answers": f"{TEXTS}; {SHOTS}",
-    "cls_rl": f"{TEXTS}; {SHOTS}",
-    "no_think_rl": f"{TEXTS}; {SHOTS}",
-    "answers_rl": f"{TEXTS}; {SHOTS}",
-    "cot_sft": f"{TEXTS}; 1 picture of each seen species, with a chain",
-    "dapo": f"{TEXTS}; {SHOTS}, one with a chain",
-    "tapo": f"{TEXTS}; {SHOTS}, one with a chain",
+    "tower_means": f"{LOOKS}; {SHOTS}",
+    "tower_probe": f"{LOOKS}; {SHOTS}",
+    "base": BASE,
+    "cot_prompt": BASE,
+    "in_context": f"{BASE}; {EXAMPLES} described pictures of seen species",
+    "guide_in_prompt": f"{BASE}; the looks of the four options",
+    "describe_then_name": BASE,
+    "sft_answers": f"{BASE}; {SHOTS}",
+    "cls_rl": f"{BASE}; {SHOTS}",
+    "no_think_rl": f"{BASE}; {SHOTS}",
+    "answers_rl": f"{BASE}; {SHOTS}",
+    "cot_sft": f"{BASE}; 1 picture of each seen species, with a chain",
+    "dapo": f"{BASE}; {SHOTS}, one with a chain",
+    "tapo": f"{BASE}; {SHOTS}, one with a chain",
 }
 OWN: dict[str, Callable[[Seed, list[Question]], list[str]]] = {
     "siglip": zero_shot,
@@ -190,10 +196,12 @@ OWN: dict[str, Callable[[Seed, list[Question]], list[str]]] = {
     "describe_then_name": describe_then_name,
 }
 STORY: dict[str, Callable[[Seed], Path | None]] = {
-    "base": lambda lab: None, "sft_answers": lambda lab: lab.sft("sft_answers"), "cot_sft": lambda lab: lab.sft("cot_sft"),
+    "base": lambda lab: None,
+    "sft_answers": lambda lab: lab.sft("sft_answers"),
+    "cot_sft": lambda lab: lab.sft("cot_sft"),
     "dapo": lambda lab: lab.rl("dapo", *dapo_setting(lab.profile)),
     "tapo": lambda lab: lab.rl("tapo", lab.profile.tapo, lab.profile.loss),
-}  # fmt: skip
+}
 
 
 def answers_of(lab: Seed, name: str, protocol: str) -> list[Prediction]:
@@ -217,10 +225,11 @@ def one_seed(seed: int, work: Path) -> list[dict]:
     for name, protocol in itertools.product(MET, ("open", "closed")):
         if (name, protocol) == ("guide_in_prompt", "open"):  # the guide of all classes is longer than the context
             continue
-        found = [r for r in result_rows(answers_of(lab, name, protocol), name, protocol, seed) if r["metric"] == "accuracy"]
-        rows += [{"seed": seed, "baseline": name} | {k: r[k] for k in ("protocol", "split", "value", "n")} | {"met": MET[name]}
-                 for r in found]  # fmt: skip
-        print(f"[seed {seed}] {name}, {protocol}: " + ", ".join(f"{r['split']} {r['value']:.1%}" for r in found), flush=True)
+        for row in result_rows(answers_of(lab, name, protocol), name, protocol, seed):
+            if row["metric"] == "accuracy":
+                cells = {column: row[column] for column in ("protocol", "split", "value", "n")}
+                rows.append({"seed": seed, "baseline": name} | cells | {"met": MET[name]})
+        print(f"[seed {seed}] {name}, {protocol}", flush=True)
     return rows
 
 

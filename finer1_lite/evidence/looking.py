@@ -35,11 +35,11 @@ def changed_pixels(species: Species, looks: Sequence[str], number: int) -> np.nd
 
 
 def bird_pixels(species: Species, number: int) -> np.ndarray:
-    """Pixels (S, S), bool, that any change of any attribute touches: the bird, and where longer parts would be."""
-    found = False
-    for i, values in enumerate(ATTRIBUTES.values()):
-        for value in values:
-            found = found | changed_pixels(species, [*species.looks[:i], value, *species.looks[i + 1 :]], number)
+    """Pixels (S, S), bool, that change when all eight attributes do: the bird, and where longer parts would be."""
+    values, found = list(ATTRIBUTES.values()), False
+    for shift in (1, 2):
+        looks = [v[(v.index(look) + shift) % len(v)] for v, look in zip(values, species.looks)]
+        found = found | changed_pixels(species, looks, number)
     return found
 
 
@@ -141,17 +141,22 @@ def look_measures(made: Mapping[str, Sequence[Prediction]], others: Sequence[str
 # ---- occlusion maps
 
 
-def answer_scorer(policy: Policy, question: str, answer: str) -> Callable[[list[Image.Image]], torch.Tensor]:
-    """A function of images: the log-probability (N) of `answer` to `question` about each of them."""
+def answer_scorer(policy: Policy, question: str, answer: str, instead: str) -> Callable[[list], torch.Tensor]:
+    """A function of images: log p(answer) - log p(instead), both to `question` about each of them, as (N).
+
+    With what the model itself says of a bird and of its redrawn look-alike, the difference is what it sees of the
+    marks; all that it would say of both cancels.
+    """
 
     def score(images: list[Image.Image]) -> torch.Tensor:
         seen = VisionCache(policy.model, policy.processor, images).get(range(len(images)))
-        return answer_logps(policy, [(question, s) for s in seen], [answer] * len(images))
+        made = answer_logps(policy, [(question, s) for s in seen] * 2, [answer] * len(seen) + [instead] * len(seen))
+        return made[: len(seen)] - made[len(seen) :]
 
     return score
 
 
-def occlusion_map(score: Callable[[list[Image.Image]], torch.Tensor], image: Image.Image, parts: int = 8) -> np.ndarray:
+def occlusion_map(score: Callable[[list], torch.Tensor], image: Image.Image, parts: int = 8) -> np.ndarray:
     """How much of the score a grey square takes away, at each pixel (H, W): the mean over the squares that cover it.
 
     The square is two `parts`-ths of the shorter side wide and moves by one. Positive: the score falls (nats, if it is

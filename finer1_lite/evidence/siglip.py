@@ -20,7 +20,9 @@ from ..data.images import as_rgb
 
 SHIPPED = ASSETS / "siglip"
 ONE = ("a photo of a {}",)
-ENSEMBLE = (*ONE, "a picture of a {}", "a close-up of a {}", "a small {}", "my photo of a {}", "a {}", "a {} in the wild")
+ENSEMBLE = (
+    *ONE, "a picture of a {}", "a close-up of a {}", "a {}", "a small {}", "my photo of a {}", "a {} in the wild",
+)  # fmt: skip
 STRENGTHS = tuple(10.0**e for e in range(-5, 2))  # of the probe's regularisation
 
 
@@ -46,12 +48,13 @@ class Siglip:
         return _in_batches(encode, images, batch)
 
     def texts(self, texts: Sequence[str], batch: int = 256) -> torch.Tensor:
-        """Unit rows (N, D) of texts, on the CPU; each is padded to, and cut at, the length that SigLIP was trained with."""
+        """Unit rows (N, D) of texts, on the CPU; each is padded to, or cut at, the length SigLIP was trained with."""
         length = self.model.config.text_config.max_position_embeddings
         how = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
 
         def encode(part):
-            return self.model.get_text_features(self.processor.tokenizer(part, **how).input_ids.to(self.device)).pooler_output
+            ids = self.processor.tokenizer(part, **how).input_ids
+            return self.model.get_text_features(input_ids=ids.to(self.device)).pooler_output
 
         return _in_batches(encode, texts, batch)
 
@@ -63,8 +66,9 @@ class Siglip:
 
 @torch.no_grad()
 def _in_batches(encode: Callable, items, batch: int) -> torch.Tensor:
-    parts = [encode([items[i] for i in range(start, min(start + batch, len(items)))]) for start in range(0, len(items), batch)]
-    return F.normalize(torch.cat(parts).float().cpu(), dim=-1)
+    starts = range(0, len(items), batch)
+    rows = torch.cat([encode([items[i] for i in range(s, min(s + batch, len(items)))]) for s in starts])
+    return F.normalize(rows.float().cpu(), dim=-1)
 
 
 def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequence[str]] | None = None) -> list[str]:
@@ -79,7 +83,7 @@ def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequenc
         return [names[i] for i in scores.argmax(-1).tolist()]
     place = {name: i for i, name in enumerate(names)}
     if unknown := {name for own in options for name in own} - set(place):
-        raise ValueError(f"{min(unknown)!r} is no class here; the {len(place)} classes are {names[0]!r}, {names[1]!r}, ...")
+        raise ValueError(f"{min(unknown)!r} is no class here; the classes are: {', '.join(names)}")
     return [max(own, key=lambda name: row[place[name]], default="") for row, own in zip(scores.tolist(), options)]
 
 
@@ -111,7 +115,8 @@ def fit_probe(features: torch.Tensor, labels: Sequence[str], strength: float) ->
     centre = x.mean(0)
     scale = float((x - centre).norm(dim=-1).mean())  # features of any size are regularised alike
     x = (x - centre) / scale
-    weight, bias = x.new_zeros(x.shape[1], len(classes), requires_grad=True), x.new_zeros(len(classes), requires_grad=True)
+    weight = x.new_zeros(x.shape[1], len(classes), requires_grad=True)
+    bias = x.new_zeros(len(classes), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
 
     def loss():
