@@ -5,7 +5,7 @@ CHAPTERS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test install study
+.PHONY: run test install study evidence
 .DEFAULT_GOAL := run
 
 install: .venv/installed
@@ -38,3 +38,8 @@ study: install
 	mkdir -p finer1_lite/birds/assets/reference
 	cp -r runs/study/seed0/chains.jsonl runs/study/seed0/sft_answers runs/study/seed0/cot_sft runs/study/seed0/dapo \
 	  runs/study/seed0/tapo finer1_lite/birds/assets/reference/
+
+# What goes on from the study's folder: ablations, then the other studies. About three hours on two cores; a killed
+# run goes on where it was.
+evidence: install
+	for study in ablations teachers baselines why transfer; do $(BIN)/python -m finer1_lite.evidence.$$study || exit 1; done

@@ -113,7 +113,7 @@ def predict(
     cache: features of the images of `data`, by row number. think: ask for a chain, or for the bare
     answer. nearest: look-alikes of each class; with it the protocol is closed-world.
     """
-    prompts = prompts_for(data["label"], think, seed, nearest, questions, official)
+    prompts = prompts_for(data["label"][:], think, seed, nearest, questions, official)
     return ask(policy, cache, data, prompts, progress, path)
 
 
@@ -130,7 +130,7 @@ def ask(
     `path`.part, one line each, written as they come; after a kill the same call goes on from there, with the same
     answers as without it. ValueError for a file of other questions, images or labels, or of another model.
     """
-    labels, seen, number = list(data["label"]), list(data["seen"]), len(prompts)
+    labels, seen, number = data["label"][:], data["seen"][:], len(prompts)
     if not number == len(labels) == len(cache.images):
         found = f"{number} prompts, {len(labels)} labels and {len(cache.images)} images"
         raise ValueError(f"{found}; each row needs one of each")
@@ -241,7 +241,7 @@ def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
     """
     if not 1 <= n <= len(data):
         raise ValueError(f"{n} of {len(data)} images cannot be drawn; ask for 1 to {len(data)}")
-    rng, labels = np.random.default_rng(seed), np.array(data["label"])
+    rng, labels = np.random.default_rng(seed), np.array(data["label"][:])
     place = np.empty(len(labels))
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -254,14 +254,9 @@ def subset_error(labels: Sequence[str], chosen: Sequence[str], right: Sequence[f
 
     labels: classes of the whole set's N images; chosen: of the subset's n. right: 1 or 0 for each of the subset,
     once it was asked; without it the answer is the largest error that can be. Outcomes are p + class + image, of
-    variances $
-ho p(1-p)$ and $(1-
-ho)p(1-p)$ with $
-ho$ the correlation within a class, so with k_c of N_c images
+    variances $\rho p(1-p)$ and $(1-\rho)p(1-p)$ with $\rho$ the correlation within a class, so with k_c of N_c images
 
-    $$ Var = p(1-p) [ 
-ho \sum_c (k_c/n - N_c/N)^2 + (1-
-ho) (1/n - 1/N) ] $$
+    $$ Var = p(1-p) [ \rho \sum_c (k_c/n - N_c/N)^2 + (1-\rho) (1/n - 1/N) ] $$
 
     which is 0 for n = N. It does not hold what another draw of classes and images into the *whole* set would change:
     that is `bootstrap_difference`.
@@ -269,6 +264,7 @@ ho) (1/n - 1/N) ] $$
     >>> round(subset_error(["a", "b"] * 500, ["a", "b"] * 50), 3), subset_error(["a", "b"], ["a", "b"])
     (0.047, 0.0)
     """
+    labels, chosen = list(labels), list(chosen)
     whole, part, n = Counter(labels), Counter(chosen), len(chosen)
     if not n or part - whole:
         raise ValueError("the chosen labels are not a part of all labels; give both from the same data")
@@ -277,9 +273,9 @@ ho) (1/n - 1/N) ] $$
     return float(np.sqrt(p * (1 - p) * (alike * between + (1 - alike) * (1 / n - 1 / len(labels)))))
 
 
-def _alike(right: np.ndarray, classes: Sequence[str]) -> float:
+def _alike(right: np.ndarray, classes: list[str]) -> float:
     """Correlation of two outcomes of one class, from the analysis of variance; 0 where no class has two images."""
-    groups = [right[np.array(classes) == name] for name in dict.fromkeys(classes)]
+    groups = [right[np.array(classes) == name] for name in set(classes)]
     n, sizes = len(right), np.array([len(g) for g in groups])
     if len(groups) in (1, n):
         return 0.0

@@ -163,10 +163,10 @@ def token_strip(tokens: list[str], values, label: str, columns: int = 16, limits
     return figure
 
 
-def forest(panels: dict[str, list[tuple[str, float, float, float]]], xlabel: str, zero: str = "", width: float = 4.2):
+def forest(panels: dict[str, list[tuple[str, float, float, float]]], xlabel: str, width: float = 4.2):
     """One panel for each key: rows of (label, mean, low, high) as dots with intervals beside a line at zero.
 
-    zero: what the line stands for. Where the interval leaves zero out the dot is full, else hollow.
+    Where the interval leaves zero out the dot is full, else hollow.
     """
     rows = max(len(panel) for panel in panels.values())
     figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 0.8 + 0.27 * rows), sharey=True, squeeze=False)
@@ -179,8 +179,5 @@ def forest(panels: dict[str, list[tuple[str, float, float, float]]], xlabel: str
         axis.set(title=title, xlabel=xlabel, ylim=(len(panel) - 0.5, -0.5))
         axis.set_yticks(range(len(panel)), [label for label, *_ in panel])
         axis.grid(axis="x", color="0.85")
-    if zero:
-        axes.flat[0].annotate(zero, (0, 1), (3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                              va="top", fontsize=8)  # fmt: skip
     figure.tight_layout()
     return figure

@@ -265,6 +265,15 @@ def table_rows(work: Path, seeds: list[int]) -> list[dict]:
     return rows
 
 
+def points(share: float) -> str:
+    """A difference of shares in whole points; never "-0".
+
+    >>> points(0.058), points(-0.002)
+    ('+6', '+0')
+    """
+    return f"{round(100 * share) + 0:+d}"
+
+
 def verdict(row: dict) -> str:
     """What one row of the table shows, in a sentence: points of accuracy with the interval.
 
@@ -276,7 +285,7 @@ def verdict(row: dict) -> str:
     doubt = "" if low > 0 or high < 0 else " that these seeds can tell"
     return (
         f"{label_of(row['variant'])}: {found} {label_of(row['against'])}{doubt} on {row['split']} species "
-        f"({100 * row['difference']:+.0f} points, {100 * low:+.0f} to {100 * high:+.0f})."
+        f"({points(row['difference'])} points, {points(low)} to {points(high)})."
     )
 
 

@@ -7,8 +7,9 @@ the story, so figures can be compared; every answer is kept in `<seed>/baseline_
 
 How to read it:
 
-- SigLIP has met all species by name in its pre-training (`birds.clip`), as the paper's has; ours is a stand-in and
-  says nothing of SigLIP-L. Open-world it picks among the names of all 160 test classes, which no policy is given.
+- SigLIP has met all species by name in its pre-training (`birds.clip`), as one trained on the web's alt-texts has; ours
+  is a small stand-in and says nothing of SigLIP-L. Open-world it picks among the names of the 160 test classes, which
+  no policy is given.
 - A classifier of seen species cannot name another: 0 on unseen ones. Among the options it picks the best that it
   has weights for, so an unseen look-alike never tempts it; that flatters it on seen species.
 - `describe_then_name` asks twice: for the looks, then, without the picture, which bird has them. The base has read

@@ -49,7 +49,7 @@ def split_accuracy(
 def harmonic(a, b):
     """2ab / (a + b) of numbers or arrays; 0 where both are 0.
 
-    >>> float(harmonic(0.9, 0.3)), float(harmonic(0.0, 0.0))
+    >>> round(float(harmonic(0.9, 0.3)), 3), float(harmonic(0.0, 0.0))
     (0.45, 0.0)
     """
     total = np.add(a, b)

@@ -1,7 +1,6 @@
 """One page of results from the committed tables: `python -m finer1_lite.evidence.page` writes it to `results/`.
 
-`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: what was claimed and what became of
-it, the methods, the baselines, the ablations, the probes, transfer. Each part comes from one CSV; a part whose CSV is
+`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: methods, baselines, ablations. Each part comes from one CSV; a part whose CSV is
 not there is left out. Figures are rounded to what their interval allows.
 """
 
@@ -17,7 +16,7 @@ import pandas as pd
 
 from .. import plots
 from .ablations import TABLES, label_of, verdict
-from .seeds import over_seeds, paired
+from .seeds import over_seeds
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
         ]
         for split in ("seen", "unseen")
     }  # fmt: skip
-    plots.forest(panels, "points of accuracy", "reference").savefig(folder / "ablations.png", dpi=90)
+    plots.forest(panels, "points of accuracy minus the reference's").savefig(folder / "ablations.png", dpi=90)
     plt.close()
     apart = (shown.low > 0) | (shown.high < 0)
     told = shown[apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
@@ -130,3 +129,40 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
         + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
     )
     return Part("Ablations: one thing changed at a time", text, None, "ablations.png")
+
+
+MAKERS = {"results.csv": methods, "baselines.csv": baselines, "ablations.csv": ablations}
+STYLE = (
+    "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}img{max-width:100%}"
+)
+
+
+def write_page(folder: Path) -> list[Path]:
+    """Write both forms of the page from the tables in `folder`. FileNotFoundError where there are none."""
+    made = [make(pd.read_csv(folder / name), folder) for name, make in MAKERS.items() if (folder / name).exists()]
+    if not made:
+        raise FileNotFoundError(f"no tables in {folder}: make study and make evidence write them")
+    title, note = "finer1_lite: results", "Bird world, tiny model, CPU. Made by `python -m finer1_lite.evidence.page`."
+    text = "\n".join([f"# {title}", "", note, "", *(markdown(part) for part in made)])
+    body = "".join(webpage(part, folder) for part in made)
+    page = (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
+        f"<body><h1>{title}</h1><p>{note.replace('`', '')}</p>{body}</body></html>"
+    )
+    paths = [folder / "summary.md", folder / "summary.html"]
+    for path, content in zip(paths, (text, page)):
+        path.write_text(content)
+    return paths
+
+
+def main() -> None:
+    """Command line: the folder with the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results"))
+    for path in write_page(parser.parse_args().folder):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

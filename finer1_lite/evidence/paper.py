@@ -2,7 +2,7 @@
 
 `paper.csv` has one row for each figure: table, method, model, protocol, split, metric, value (percent where the note
 does not say otherwise), source, note. Methods are called as in this kit where it has them ("tapo" is Fine-R1). The
-paper is He, Geng, Peng: Fine-R1, ICLR 2026, arXiv 2602.07605; its numbers of tables are not given, only what they are of.
+paper is He, Geng, Peng: Fine-R1, ICLR 2026, arXiv 2602.07605; a table is called by what it is of, not by its number.
 """
 
 from functools import cache
@@ -48,8 +48,9 @@ def beside(results: pd.DataFrame, model: str = MODEL) -> pd.DataFrame:
     mine = mine.dropna(subset="metric").groupby(KEY, as_index=False).value.mean()
     if (mine.value > 1).any():
         raise ValueError("a value is above 1; accuracies go from 0 to 1 here")
-    both = mine[mine.split.isin(["seen", "unseen"])].groupby(["method", "protocol", "metric"]).value.agg(["mean", "size"])
-    overall = both[both["size"] == 2].reset_index().rename(columns={"mean": "value"}).assign(split="overall")
+    halves = mine[mine.split.isin(["seen", "unseen"])].groupby(["method", "protocol", "metric"], as_index=False)
+    both = halves.agg(value=("value", "mean"), n=("value", "size"))
+    overall = both[both.n == 2].assign(split="overall")
     mine = pd.concat([mine[mine.split != "overall"], overall])[[*KEY, "value"]]
     mine = mine.assign(yours=100 * mine.pop("value"))
     rows = paper_figures().rename(columns={"value": "paper"})

@@ -208,10 +208,20 @@ def permutation_test(similarity: torch.Tensor, groups: Sequence[str], draws: int
     return gap, (1 + sum(abs(d) >= abs(gap) for d in dealt)) / (1 + draws)
 
 
-def described(policy: Policy, seen: Sequence[Seen], species: Sequence[Species]) -> list[float]:
-    """Share of the eight attributes that a greedy description of each picture states rightly."""
+def described(policy: Policy, seen: Sequence[Seen], species: Sequence[Species]) -> tuple[list[float], list[str]]:
+    """Share of the eight attributes that a greedy description of each picture states rightly, and the descriptions."""
     texts = rollout(policy, [("Describe the bird.", s) for s in seen], 1, generator=None, temperature=0).texts
-    return [_looks(s, text) for s, text in zip(species, texts)]
+    return [_looks(s, text) for s, text in zip(species, texts)], texts
+
+
+def named_by_text(policy: Policy, looks: Sequence[str], species: Sequence[Species]) -> list[float]:
+    """Whether "Which bird has <looks>?" is answered with each species' name, without a picture.
+
+    With the policy's own descriptions it is what it could name if it put what it sees and what it knows together.
+    """
+    asked = [(f"Which bird has {text.strip().rstrip('.')}?", None) for text in looks]
+    texts = rollout(policy, asked, 1, generator=None, temperature=0).texts
+    return [float(judge(0, s.name, False, text).correct) for s, text in zip(species, texts)]
 
 
 def _holds(value: Callable[[Species], str]) -> Callable[[Species, str], float]:

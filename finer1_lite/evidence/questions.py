@@ -220,8 +220,8 @@ def _question(row: dict, folder: Path, pictures: dict[Path, int]) -> Question:
     if options:
         answer = _option(answer, options)
     place = pictures.setdefault(folder / image, len(pictures))
-    chance = 1 / len(options) if options else 0.0
-    return Question(place, text.replace("<image>", "").strip(), (answer,), options, "", str(row.get("split", "")), chance)
+    text, split = text.replace("<image>", "").strip(), str(row.get("split", ""))
+    return Question(place, text, (answer,), options, "", split, 1 / len(options) if options else 0.0)
 
 
 def _option(answer: str, options: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ text question. Counting, a task of MME, is left out: nothing in the base's pre-t
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -38,16 +38,16 @@ from ..policy.load import Policy, load_policy
 from ..prompts import QUESTIONS, questions_for
 from ..rewards import names_in
 from ..story import Seed, dapo_setting, look_alike_classes
-from .questions import Question, about, ask, choose, in_form, score
+from .questions import FORMS, Question, about, ask, choose, in_form, score
 from .seeds import command, lab_of
 
 PICTURES = 160
-COMMON_PICTURES, FISH_PICTURES = 3, 4  # of each species
+OTHERS = (3, 4)  # pictures of each common species and of each fish
 FIRST_NEW = 5000  # picture number of what no other study draws
 OPTIONS = (4, 8, 16, 32)
-SHIFTS = {"noise": (15, 40), "blur": (0.7, 1.5), "dark": (0.4, 0.7), "small": (0.5, 1.5), "jpeg": (75, 92)}
+SHIFTS = {"noise": (40, 100), "blur": (1, 2), "dark": (0.4, 0.7), "small": (1, 3), "jpeg": (90, 98)}
 FACTS = (("nest in", "nest", NESTS), ("eat", "food", FOODS))
-FISH_PARTS = {"back": "back", "belly": "belly", "tail": "tail", "side": "breast"}  # a fish's part: what a bird's is called
+FISH_PARTS = {"back": "back", "belly": "belly", "tail": "tail", "side": "breast"}  # of a fish: of a bird
 ONE_NAME = 1 / len(all_species())  # a guess among all names of the world
 
 
@@ -61,7 +61,7 @@ def pick(seen: Sequence[bool], n: int, seed: int) -> list[int]:
     rng, seen = np.random.default_rng(seed), np.asarray(seen)
     parts = [rng.permutation(np.flatnonzero(seen == known)) for known in (True, False)]
     if min(map(len, parts)) < n // 2:
-        raise ValueError(f"{n} pictures need {n // 2} of seen and of unseen species; there are {[len(p) for p in parts]}")
+        raise ValueError(f"{n} pictures need {n // 2} of seen and of unseen species; there are {list(map(len, parts))}")
     return [int(i) for part in parts for i in sorted(part[: n // 2])]
 
 
@@ -74,7 +74,7 @@ def split_of(known: bool) -> str:
 
 
 def facts(labels: Sequence[str], seen: Sequence[bool], picked: Sequence[int], seed: int) -> list[Question]:
-    """Where it nests and what it eats, in turn, about the pictures `picked`; the five options in an order of their own."""
+    """Where it nests and what it eats, in turn, about the pictures `picked`; the five options in any order."""
     rng, made = np.random.default_rng(seed), []
     for place, i in enumerate(picked):
         verb, topic, values = FACTS[place % 2]
@@ -96,8 +96,8 @@ def looks(labels: Sequence[str], seen: Sequence[bool], picked: Sequence[int]) ->
     made = []
     for place, i in enumerate(picked):
         part = list(ATTRIBUTES)[place % len(ATTRIBUTES)]
-        describing = list(LOOKS_QUESTIONS)[place % len(LOOKS_QUESTIONS)]
-        asked = {"describe": (describing, LOOKS_QUESTIONS[describing]), "part": (f"What does the {part} look like?", [part])}
+        describing = list(LOOKS_QUESTIONS.items())[place % len(LOOKS_QUESTIONS)]
+        asked = {"describe": describing, "part": (f"What does the {part} look like?", [part])}
         for topic, (text, attributes) in asked.items():
             answers, chance = _phrases(by_name()[labels[i]].looks, attributes)
             made.append(Question(i, text, answers, (), topic, split_of(seen[i]), chance))
@@ -112,32 +112,37 @@ def recall(species: Sequence[Species], split: str) -> list[Question]:
         apart = differences(s.looks, other.looks)
         own, chance = _phrases(s.looks, everything)
         marks, guess = _phrases(s.looks, apart)
+        marks += _phrases(other.looks, apart)[0]
         alike = tuple(x.name for x in look_alikes(s.name))
         asked = {
             "looks": (f"What does the {s.name} look like?", own, chance),
             "name": (f"Which bird has {s.describe()}?", (s.name,), ONE_NAME),
             "look-alikes": (f"Which birds look like the {s.name}?", alike, len(alike) * ONE_NAME),
-            "differences": (f"How does the {s.name} differ from the {other.name}?", marks + _phrases(other.looks, apart)[0], guess),
+            "differences": (f"How does the {s.name} differ from the {other.name}?", marks, guess),
         }
         made += [Question(None, text, answers, (), topic, split, p) for topic, (text, answers, p) in asked.items()]
-        made += [Question(None, f"What does the {s.name} {verb}?", (getattr(s, topic),), values, topic, split, 1 / len(values))
-                 for verb, topic, values in FACTS]  # fmt: skip
+        for verb, topic, values in FACTS:
+            text, answers = f"What does the {s.name} {verb}?", (getattr(s, topic),)
+            made.append(Question(None, text, answers, values, topic, split, 1 / len(values)))
     return made
 
 
 def naming(labels: Sequence[str], splits: Sequence[str], picked: Sequence[int], options=None) -> list[Question]:
     """Which bird it is, in all phrasings in turn. options: label -> what may be answered, to be listed."""
-    return [Question(i, QUESTIONS[place % len(QUESTIONS)], (labels[i],), tuple(options(labels[i])) if options else (), "",
-                     splits[i], ONE_NAME) for place, i in enumerate(picked)]  # fmt: skip
+    made = []
+    for place, i in enumerate(picked):
+        listed, text = tuple(options(labels[i])) if options else (), QUESTIONS[place % len(QUESTIONS)]
+        made.append(Question(i, text, (labels[i],), listed, "", splits[i], ONE_NAME))
+    return made
 
 
 def fish_questions(pictures: Sequence[fish.Fish]) -> tuple[list[Question], list[Question], list[Question]]:
-    """About pictures of fish: four parts of each in words for birds; its name, of its family's; the same with a guide."""
+    """About pictures of fish: four parts of each in words for birds; its name among its family's; that with a guide."""
     parts, names, guided, ways = [], [], [], questions_for("fish")
     for i, one in enumerate(pictures):
         for part, word in FISH_PARTS.items():
-            values = fish.ATTRIBUTES[part]
-            parts.append(Question(i, f"What does the {word} look like?", (f"{one.looks[part]} {word}",), (), "", "fish", 1 / len(values)))
+            text, answers = f"What does the {word} look like?", (f"{one.looks[part]} {word}",)
+            parts.append(Question(i, text, answers, (), part, "fish", 1 / len(fish.ATTRIBUTES[part])))
         family = [f for f in fish.all_fish() if f.family == one.family]
         family = [family[(k + i) % len(family)] for k in range(len(family))]  # each stands first as often
         guide = " ".join(f"The {f.name} has {', '.join(f.concepts())}." for f in family)
@@ -174,9 +179,10 @@ def shifted(image: Image.Image, kind: str, strength: float, rng: np.random.Gener
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def conditions(images: Sequence[Image.Image], labels: Sequence[str], seed: int, shifts=SHIFTS) -> dict[str, list[Image.Image]]:
+def conditions(images: Sequence[Image.Image], labels: Sequence[str], seed: int, shifts=SHIFTS) -> dict[str, list]:
     """The same birds as they are, drawn anew (no shift: it says what chance does), and with each shift."""
-    made = {"clean": list(images), "drawn anew": [draw(by_name()[c], FIRST_NEW + i, seed) for i, c in enumerate(labels)]}
+    anew = [draw(by_name()[name], FIRST_NEW + i, seed) for i, name in enumerate(labels)]
+    made = {"clean": list(images), "drawn anew": anew}
     for kind, strengths in shifts.items():
         for strength in strengths:
             rng = np.random.default_rng([seed, round(100 * strength)])
@@ -190,17 +196,18 @@ def conditions(images: Sequence[Image.Image], labels: Sequence[str], seed: int, 
 class Exam:
     """One seed's questions and pictures, and the answers of its methods, which are kept in `lab.out`/transfer.
 
-    n: test pictures. Rows hold task, split, measure, value, n, chance; `run` adds seed and method.
+    n: test pictures; others: pictures of each common species and of each fish. Rows of a task hold task, split,
+    measure, value, n, chance; `run` adds seed and method.
     """
 
-    def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS):
+    def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: tuple[int, int] = OTHERS):
         self.lab, self.seed, self.cache = lab, lab.seed, lab.judged_cache
         self.labels, self.seen = list(lab.judged["label"]), list(lab.judged["seen"])
         self.splits, self.picked = [split_of(known) for known in self.seen], pick(self.seen, n, lab.seed)
-        self.common = [s for s in all_species() if s.common for _ in range(COMMON_PICTURES)]
-        self.common_cache = self._cache([draw(s, FIRST["test"] + i % COMMON_PICTURES) for i, s in enumerate(self.common)])
-        self.fish = [f for f in fish.all_fish() for _ in range(FISH_PICTURES)]
-        self.fish_cache = self._cache([fish.draw(f, i % FISH_PICTURES, lab.seed) for i, f in enumerate(self.fish)])
+        self.common = [s for s in all_species() if s.common for _ in range(others[0])]
+        self.fish = [f for f in fish.all_fish() for _ in range(others[1])]
+        self.common_cache = self._cache([draw(s, FIRST["test"] + i % others[0]) for i, s in enumerate(self.common)])
+        self.fish_cache = self._cache([fish.draw(f, i % others[1], lab.seed) for i, f in enumerate(self.fish)])
         images, names = [lab.judged[i]["image"] for i in self.picked], [self.labels[i] for i in self.picked]
         self.conditions = conditions(images, names, lab.seed, shifts)
         self.caches = {name: self._cache(pictures) for name, pictures in self.conditions.items()}
@@ -209,20 +216,31 @@ class Exam:
     def _cache(self, images) -> VisionCache:
         return VisionCache(self.lab.base.model, self.lab.base.processor, images)
 
+    def taker(self, method: str, adapter: Path | None) -> "Taker":
+        """The method with its adapter (None: the base) and its own names for the test pictures."""
+        own = [p.answer for p in self.lab.answers(method, adapter, "open", own_form(method) == "think")]
+        policy = self.lab.base if adapter is None else load_policy(self.lab.profile, adapter, trainable=False)
+        return Taker(self.lab.out / "transfer", method, policy, own)
+
     def run(self, method: str, adapter: Path | None) -> list[dict]:
         """All tasks of one method."""
-        own = [p.answer for p in self.lab.answers(method, adapter, "open", own_form(method) == "think")]
-        taker = Taker(self, method, self.lab.base if adapter is None else load_policy(self.lab.profile, adapter), own)
-        rows = [row for task in TASKS for row in task(self, taker)]
-        return [{"seed": self.seed, "method": method} | row for row in rows]
+        taker = self.taker(method, adapter)
+        return [{"seed": self.seed, "method": method} | row for task in TASKS for row in task(self, taker)]
 
 
+@dataclass(frozen=True)
 class Taker:
-    """A method that sits the exam: its policy, and `own`, its open-world answers to all test pictures."""
+    """A method that sits the exam. own: its open-world answers to all test pictures; folder: where answers are kept."""
 
-    def __init__(self, exam: Exam, method: str, policy: Policy, own: Sequence[str]):
-        self.method, self.policy, self.own, self.form = method, policy, own, own_form(method)
-        self.folder = exam.lab.out / "transfer"
+    folder: Path
+    method: str
+    policy: Policy
+    own: list[str]
+
+    @property
+    def form(self) -> str:
+        """How it is asked for names."""
+        return own_form(self.method)
 
     def ask(self, name: str, cache, questions, form: str, listed: bool = False) -> list[str]:
         """`questions.ask`, kept in a file."""
@@ -247,12 +265,16 @@ def rows_of(task: str, measure: str, questions, values, listed: bool = False, ke
     return rows
 
 
-def graded(task: str, measure: str, questions, texts, form: str, listed: bool = False, form_too: bool = True) -> list[dict]:
-    """`rows_of` for right answers and, if `form_too`, for answers in form."""
+def graded(task: str, measure: str, questions, texts, form: str, listed: bool = False) -> list[dict]:
+    """`rows_of` for right answers, and for answers in form."""
     right = rows_of(task, measure, questions, [score(q, t, form) for q, t in zip(questions, texts)], listed)
-    kept = [in_form(q, t, form) for q, t in zip(questions, texts)]
-    form_rows = rows_of(task, f"{measure}, in form", questions, kept) if form_too else []
-    return right + [row | {"chance": float("nan")} for row in form_rows]
+    kept = rows_of(task, f"{measure}, in form", questions, [in_form(q, t, form) for q, t in zip(questions, texts)])
+    return right + [row | {"chance": float("nan")} for row in kept]
+
+
+def named(task: str, measure: str, questions, texts, listed: bool = False) -> list[dict]:
+    """`rows_of` for right names. In whatever form they were asked, they are read as everywhere: `evaluate.judge`."""
+    return rows_of(task, measure, questions, [score(q, t, "think") for q, t in zip(questions, texts)], listed)
 
 
 def facts_task(exam: Exam, taker: Taker) -> list[dict]:
@@ -291,7 +313,7 @@ def looks_task(exam: Exam, taker: Taker) -> list[dict]:
 
 
 def recall_task(exam: Exam, taker: Taker) -> list[dict]:
-    """The field guide in text: of as many species as a split has pictures, and at most all of them."""
+    """The field guide in text: of each split half as many species as pictures, drawn with the seed."""
     rows, names = [], dict.fromkeys(zip(exam.labels, exam.splits))
     questions = []
     for split in ("seen", "unseen"):
@@ -302,7 +324,11 @@ def recall_task(exam: Exam, taker: Taker) -> list[dict]:
         for topic in topics:
             part = [q for q in questions if q.topic == topic]
             texts = taker.ask(f"recall {topic}", None, part, form)
-            rows += graded("recall", topic if form == "plain" else f"{topic}, think", part, texts, form)
+            measure = topic if form == "plain" else f"{topic}, think"
+            if topic == "name":
+                rows += named("recall", measure, part, texts)
+            else:
+                rows += graded("recall", measure, part, texts, form)
     return rows
 
 
@@ -313,20 +339,24 @@ def common_task(exam: Exam, taker: Taker) -> list[dict]:
     rng = np.random.default_rng(exam.seed)
     questions = naming(names, ["common"] * len(names), range(len(names)), lambda name: make_options(name, alike, rng))
     free, rows = [replace(q, options=()) for q in questions], []
-    for form, asked, listed in (("plain", free, False), ("answer", free, False), ("think", free, False), ("think", questions, True)):
+    asked_as = [(form, free, False) for form in FORMS] + [("think", questions, True)]
+    for form, asked, listed in asked_as:
         texts = taker.ask("common", exam.common_cache, asked, form, listed)
-        rows += graded("common", f"{form}{', options' if listed else ''}", asked, texts, form, listed, form_too=False)
+        rows += named("common", f"{form}{', options' if listed else ''}", asked, texts, listed)
     return rows
 
 
 def fish_task(exam: Exam, taker: Taker) -> list[dict]:
-    """Looks of fish in words for birds; names among the family's four, with and without a guide in the prompt; free."""
+    """Looks of fish in words for birds; names: free, among the family's four, and with a guide in the prompt."""
     parts, names, guided = fish_questions(exam.fish)
     rows = graded("fish", "part", parts, taker.ask("fish part", exam.fish_cache, parts, "plain"), "plain")
-    for measure, asked, listed in (("name, free", names, False), ("name, options", names, True), ("name, guide", guided, True)):
-        texts = taker.ask(measure.replace(",", "").replace("name", "fish"), exam.fish_cache, asked, taker.form, listed)
-        rows += graded("fish", measure, asked, texts, taker.form, listed)
-    return rows
+    asked = (("name, free", names, False), ("name, options", names, True), ("name, guide and options", guided, True))
+    for measure, questions, listed in asked:
+        texts = taker.ask(f"fish {measure.replace(',', '')}", exam.fish_cache, questions, "think", listed)
+        rows += graded("fish", measure, questions, texts, "think", listed)
+    chosen = choose(taker.policy, exam.fish_cache, guided, texts)
+    right = [option == q.answers[0] for option, q in zip(chosen, guided)]
+    return rows + rows_of("fish", "name, guide, likeliest option", guided, right, True)
 
 
 def shift_task(exam: Exam, taker: Taker) -> list[dict]:
@@ -335,7 +365,7 @@ def shift_task(exam: Exam, taker: Taker) -> list[dict]:
     questions = naming(labels, splits, range(len(labels)))
     for condition, cache in exam.caches.items():
         texts = taker.ask(f"shift {condition}", cache, questions, taker.form)
-        rows += graded("shift", condition, questions, texts, taker.form, form_too=False)
+        rows += named("shift", condition, questions, texts)
     return rows
 
 
@@ -346,7 +376,7 @@ def options_task(exam: Exam, taker: Taker) -> list[dict]:
         rng = np.random.default_rng(exam.seed)
         asked = naming(exam.labels, exam.splits, exam.picked, lambda name: make_options(name, exam.nearest, rng, k))
         texts = taker.ask(f"options {k}", exam.cache, asked, taker.form, True)
-        rows += graded("options", str(k), asked, texts, taker.form, True, form_too=False)
+        rows += named("options", str(k), asked, texts, True)
     return rows
 
 

@@ -1,0 +1,153 @@
+"""Protocols: each rule is told from its neighbour by an answer that flips; similarity by hand; released questions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finer1_lite.data.formats import ClosedWorld, read_closed_world
+from finer1_lite.evaluate import judge
+from finer1_lite.evidence import protocols as P
+
+RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
+released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released questions are not on this machine")
+FILES = ("car_seen", "flower_unseen", "pet_seen", "pet_unseen")
+CAR, THOUGHT = "Audi S4 Sedan 2012", "<think> an Audi S4 Sedan 2012 or an Audi A5"
+
+
+def scored(protocol, text, label, domain="car"):
+    made = P.scores(protocol, [judge(0, label, True, text)], domain)
+    return {rule: float(column[0]) for rule, column in made.items()}
+
+
+@pytest.mark.parametrize("text, label, right", [
+    (f"{THOUGHT} </think> <answer> {CAR} </answer>", CAR, "1111"),
+    (THOUGHT, CAR, "1000"),  # the chain broke off: only the fall-back finds a candidate
+    (f"{THOUGHT} </think> {CAR}", CAR, "1000"),
+    ("<answer> Audi S4 Sedan 2007 </answer>", CAR, "1100"),  # another car of the same key
+    ("<answer> it is an Audi S4 Sedan 2012. </answer>", CAR, "1110"),
+    (f"{THOUGHT} </think> <answer> Audi A5 Coupe 2012 </answer>", CAR, "0000"),  # an answer hides its thoughts
+    ("<answer> BMW X5 </answer> or <answer> Audi S4 Sedan 2012 </answer>", CAR, "1100"),  # the last </answer> counts
+    ("<answer></answer> audi s4", CAR, "1000"),  # an empty answer is none
+])  # fmt: skip
+def test_open_world_rules_differ_where_they_should(text, label, right):
+    assert "".join(str(int(x)) for x in scored("open, inclusion", text, label).values()) == right
+
+
+@pytest.mark.parametrize("text, label, right", [
+    ("<think> a Boxer </think> <answer> boxer </answer>", "Boxer", "111"),
+    ("<think> a Boxer or a Pug", "Boxer", "010"),
+    ("<answer> American Bull Terrier </answer>", "Bull Terrier", "110"),  # a wrong option that contains the label
+    ("<answer> Boxer or Pug </answer>", "Boxer", "110"),
+    ("<answer> Maine_Coon </answer>", "Maine Coon", "111"),
+    ("<think> a Boxer </think> <answer> Pug </answer>", "Boxer", "000"),
+])  # fmt: skip
+@pytest.mark.parametrize("protocol", ["closed, official order", "closed, shuffled"])
+def test_closed_world_rules_differ_where_they_should(protocol, text, label, right):
+    assert "".join(str(int(x)) for x in scored(protocol, text, label).values()) == right
+
+
+def test_keys_of_cars_collide():
+    labels = ["Audi S4 Sedan 2012", "Audi S4 Sedan 2007", "Audi S5 Coupe 2012", "Jeep Compass SUV 2012"]
+    assert {P.inclusion_key(label, "car") for label in labels} == {"audi s4", "audi s5", "jeep compass"}
+    assert P.key_collisions(labels, "car") == {"audi s4": ["Audi S4 Sedan 2007", "Audi S4 Sedan 2012"]}
+    assert P.key_collisions([*labels, *labels], "bird") == {}  # whole labels; a repeated one is the same
+    with pytest.raises(ValueError, match="'Fiat 500'"):
+        P.inclusion_key("Fiat 500", "car")
+
+
+# ---- similarity
+
+ANGLES = {"object": 90, "bird": 60, "Wren": 0, "a wren": 20, "a bird": 60, "Tit": 80, "Bird": 60}
+
+
+def encode(texts):
+    """Toy encoder: each text has an angle in the plane."""
+    turn = np.deg2rad([ANGLES.get(text, 180) for text in texts])
+    return np.stack([np.cos(turn), np.sin(turn)], 1)
+
+
+def test_similarity_by_hand():
+    said = ["Wren", "a wren", "a bird", "Tit", "", "nonsense"]
+    found = P.relative_similarity(said, ["Wren"] * 6, "bird", encode)
+    # cos(60) = 0.5 is the super-category's; cos(20) = 0.9397: (0.9397 - 0.5) / 0.5 = 0.8794; farther than it: 0
+    assert found == pytest.approx([1, 0.8794, 0, 0, 0, 0], abs=1e-4)
+    assert P.relative_similarity(["a wren"], ["Wren"], "object", encode) == pytest.approx([np.cos(np.pi / 9)])
+    assert P.relative_similarity(said[:2], ["Wren"] * 2, "bird", lambda t: torch.tensor(encode(t)))[0] == 1
+
+
+def test_a_label_that_means_the_super_category_has_no_room():
+    assert list(P.relative_similarity(["a bird", "Wren"], ["Bird", "Bird"], "bird", encode)) == [1, 0]
+    with pytest.raises(ValueError, match="unit rows"):
+        P.relative_similarity(["Wren"], ["Tit"], "bird", lambda texts: 2 * encode(texts))
+    with pytest.raises(ValueError, match="3 unit rows"):
+        P.relative_similarity(["Wren"], ["Tit"], "bird", lambda texts: encode(texts)[:1])
+
+
+def test_released_similarity_falls_back_and_knows_no_dogs():
+    texts = ["<answer> a wren </answer>", "a wren", "<think> a wren"]
+    ANGLES["<think> a wren"] = 30
+    labels = ["Wren"] * 3
+    assert P.released_similarity(texts, labels, "bird", encode) == pytest.approx([0.8794, 0.8794, 0.7321], abs=1e-4)
+    assert P.answered_similarity(texts, labels, "bird", encode) == pytest.approx([0.8794, 0, 0], abs=1e-4)
+    assert [P.released_super_category(d) for d in ("bird", "dog", "pet", "car")] == ["bird", "object", "object", "car"]
+
+
+# ---- side by side
+
+
+def test_the_frame_has_every_rule_with_its_reason():
+    pairs = [("a", "<answer> a wren </answer>"), ("a", "<answer> b wren </answer>"), ("b", "<think> b wren")] * 4
+    said = [judge(i, f"{c} wren", i < 6, text) for i, (c, text) in enumerate(pairs)]
+    frame = P.protocol_frame({"open": said, "closed": said, "official": said}, encode=encode, draws=100)
+    assert list(frame.columns) == ["protocol", "rule", "split", "accuracy", "low", "high", "n", "why"]
+    rules = {protocol: list(part.rule.unique()) for protocol, part in frame.groupby("protocol")}
+    assert rules == {protocol: list(whys) for protocol, whys in P.RULES.items()}
+    value = frame.set_index(["protocol", "rule", "split"]).accuracy
+    assert value["open, inclusion", "as released", "seen"] == pytest.approx(2 / 3)
+    assert value["open, inclusion", "answer only", "unseen"] == pytest.approx(1 / 3)
+    assert value["closed, shuffled", "with fall-back", "seen"] == pytest.approx(2 / 3)
+    assert set(frame.n) == {6} and (frame.low <= frame.accuracy).all() and (frame.accuracy <= frame.high).all()
+    assert frame.why.map(len).min() > 20
+    few = P.protocol_frame({"closed": said[:6]}, draws=10)
+    assert set(few.protocol) == {"closed, shuffled"} and set(few.split) == {"seen"}
+    with pytest.raises(ValueError, match="no protocol 'shuffled'"):
+        P.protocol_frame({"shuffled": said})
+
+
+def test_options_are_shuffled_and_asked_in_their_order():
+    row = {"image_path": "a.jpg", "question": "Who?", "options": list("abcd"), "ground_truth": "a"}
+    official = ClosedWorld([row] * 200, [])
+    mixed = P.shuffled(official, 0)
+    assert P.order_facts(official)["right option first"] == 1 and official.rows[0]["options"] == list("abcd")
+    assert 0.15 < P.order_facts(mixed)["right option first"] < 0.35
+    assert all(sorted(r["options"]) == list("abcd") and r["ground_truth"] == "a" for r in mixed.rows)
+    assert P.shuffled(official, 0) == mixed != P.shuffled(official, 1)
+    prompts = P.closed_prompts(mixed)
+    assert all("; ".join(r["options"]) in text and text.startswith("Who?") for r, text in zip(mixed.rows, prompts))
+
+
+@released
+@pytest.mark.parametrize("name", FILES)
+def test_released_questions_have_the_right_option_first(name):
+    questions = read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl")
+    facts = P.order_facts(questions)
+    assert facts["questions"] == 200 and facts["right option first"] == 1.0
+    assert P.order_facts(P.shuffled(questions, 0))["right option first"] < 0.4
+    twice = [i for i, row in enumerate(questions.rows) if P.options_containing(row["ground_truth"], row["options"])]
+    assert twice == questions.containing and len(twice) == facts["a wrong option contains the right one"]
+    first = [f"<answer> {row['options'][0]} </answer>" for row in questions.rows]  # a model that says the first one
+    said = [judge(i, row["ground_truth"], True, text) for i, (row, text) in enumerate(zip(questions.rows, first))]
+    assert P.scores("closed, official order", said, name.split("_")[0])["as released"].mean() == 1.0
+
+
+@released
+def test_some_released_questions_pay_a_wrong_option():
+    files = [read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl") for name in FILES]
+    counts = {name: len(file.containing) for name, file in zip(FILES, files)}
+    assert sum(counts.values()) > 0, counts
+    row = next(file.rows[i] for file in files for i in file.containing)
+    wrong = P.options_containing(row["ground_truth"], row["options"])[0]
+    rules = scored("closed, official order", f"<answer> {wrong} </answer>", row["ground_truth"])
+    assert rules == {"as released": 1, "with fall-back": 1, "strict": 0}
