@@ -102,7 +102,10 @@ def baselines(rows: pd.DataFrame, folder: Path) -> Part:
     for (protocol, split), part in figures.groupby(["protocol", "split"]):
         best = part.loc[part["mean"].idxmax()]
         wins.append(f"- {protocol}-world, {split} species: best is `{best.baseline}` with {rounded(best['mean'], best.low, best.high)}%")
-    text = "The same questions for other ways to name a bird. What each has met before differs, so read the last column too.\n\n"
+    text = (
+        f"The same questions for other ways to name a bird; {rows.seed.nunique()} seed(s). What each has met before differs, so read "
+        "the last column too.\n\n"
+    )
     return Part("Baselines", text + "\n".join(wins), table)
 
 
