@@ -190,10 +190,15 @@ def cosines(x: torch.Tensor) -> torch.Tensor:
 
 
 def group_gap(similarity: torch.Tensor, groups: Sequence[str]) -> float:
-    """Mean similarity (N, N) of two members of one group minus that of two of different groups."""
+    """Mean similarity (N, N) of two members of one group minus that of two of different groups.
+
+    ValueError where there are no two of one group, or none of different groups.
+    """
     numbers = torch.from_numpy(np.unique(np.asarray(groups), return_inverse=True)[1])
     same = numbers[:, None] == numbers
     pairs = ~torch.eye(len(numbers), dtype=torch.bool)
+    if not (same & pairs).any() or same.all():
+        raise ValueError(f"{len(groups)} names of {len(set(groups))} groups: a gap needs two of one group and two groups")
     return (similarity[same & pairs].mean() - similarity[~same].mean()).item()
 
 
