@@ -175,7 +175,7 @@ def two_calls(policy: Policy, world: World) -> dict:
     """How often the policy's own description of a picture, asked about in text, leads it to the name."""
     _, texts = described(policy, world.cache.get(world.rows(1)), world.species)
     named = named_by_text(policy, texts, world.species)
-    return row("named by two calls", "", np.mean(named), len(named))
+    return row("named by two calls", "all species", np.mean(named), len(named))
 
 
 def moved(policy: Policy, before, after) -> Iterator[dict]:
@@ -200,8 +200,8 @@ def looking(policy: Policy, world: World, think: bool, seed: int) -> Iterator[di
             shares.append(mass_on(occlusion_map(score, view.images["picture"]), view.marks, view.bird))
     if shares:
         fall, area = np.nanmean(shares, axis=0)
-        yield row("falls on marks", "", fall, len(shares))
-        yield row("area of marks", "", area, len(shares))
+        yield row("falls on marks", "mean of the maps", fall, len(shares))
+        yield row("area of marks", "mean of the maps", area, len(shares))
 
 
 def chain(predictions) -> Iterator[dict]:
