@@ -66,7 +66,8 @@ def test_a_name_is_read_at_its_last_token(base):
     states = name_states(base, names)
     before = base.processor.tokenizer.apply_chat_template([{"role": "user", "content": "The X"}], tokenize=False)
     for name, state in zip(names, states):
-        ids = torch.tensor([base.processor.tokenizer(before.split("X")[0] + name, add_special_tokens=False)["input_ids"]])
+        text = before.split("X")[0] + name
+        ids = torch.tensor([base.processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
             hidden = base.backbone(**model_inputs(base.model, ids, torch.ones_like(ids), [None])).last_hidden_state
         assert torch.allclose(state, hidden[0, -1], atol=2e-3)
@@ -182,7 +183,8 @@ def test_the_base_knows_the_guide_and_chains_take_over_its_answers(base, tapo):
     false = [replace(s, nest="nowhere", looks=look_alikes(s.name)[0].looks) for s in some]
     assert np.mean(recalled(base, false, "nest")[0]) == 0
     assert np.mean([share == 1 for share in recalled(base, false, "name to looks")[0]]) < 0.2
-    assert np.mean(recalled(tapo, some, "nest, told to think")[0]) < 0.5 < np.mean(recalled(tapo, some, "name to looks")[0])
+    assert np.mean(recalled(tapo, some, "nest, told to think")[0]) < 0.5
+    assert np.mean(recalled(tapo, some, "name to looks")[0]) > 0.8
 
 
 # ---- the chain's error budget
@@ -295,8 +297,9 @@ def test_look_measures_count_labels_look_alikes_and_changes():
         return [judge(i, "a", True, f"<answer> {name} </answer>") for i, name in enumerate(names)]
 
     found = look_measures({"picture": answers("a", "a", "c", "a"), "redrawn": answers("b", "a", "c", "d")}, ["b"] * 4)
-    assert [found[m, "redrawn"] for m in ("says the label", "says the look-alike", "answer changed")] == [0.25, 0.25, 0.5]
-    assert [found[m, "picture"] for m in ("says the label", "says the look-alike", "answer changed")] == [0.75, 0, 0]
+    measures = ("says the label", "says the look-alike", "answer changed")
+    assert [found[m, "redrawn"] for m in measures] == [0.25, 0.25, 0.5]
+    assert [found[m, "picture"] for m in measures] == [0.75, 0, 0]
 
 
 def test_occlusion_map_peaks_on_the_part_that_a_score_reads():

@@ -87,7 +87,8 @@ def chain_facts(prediction: Prediction, guide: Guide) -> dict:
         seen = stated_looks(chain.analysis)
         facts["attributes"] = float(np.mean([seen.get(part) == value for part, value in looks.items()]))
         facts["analysis"] = float(facts["attributes"] == 1)
-        said = [(normal_name(name), verdict_is_true(name, claim, seen, guide)) for name, claim in verdicts(chain.comparison)]
+        claims = verdicts(chain.comparison)
+        said = [(normal_name(name), verdict_is_true(name, claim, seen, guide)) for name, claim in claims]
         deciding = [true for name, true in said if name in (label, normal_name(prediction.answer))]
         facts["verdicts"] = float(np.mean([true for _, true in said])) if said else 0.0
         facts["comparison"] = float(bool(deciding) and all(deciding))

@@ -106,8 +106,9 @@ def views(species: Species, number: int) -> Viewed | None:
     beside = box_elsewhere(box, bird)
     if beside is None:
         return None
+    redrawn = draw(replace(species, looks=other.looks), number)
     images = {
-        "picture": image, "another bird": draw(other, number), "redrawn": draw(replace(species, looks=other.looks), number),
+        "picture": image, "another bird": draw(other, number), "redrawn": redrawn,
         "blank": hide(image, (0, 0, *image.size[::-1])), "marks hidden": hide(image, box),
         "elsewhere hidden": hide(image, beside),
     }  # fmt: skip

@@ -198,7 +198,8 @@ def group_gap(similarity: torch.Tensor, groups: Sequence[str]) -> float:
     same = numbers[:, None] == numbers
     pairs = ~torch.eye(len(numbers), dtype=torch.bool)
     if not (same & pairs).any() or same.all():
-        raise ValueError(f"{len(groups)} names of {len(set(groups))} groups: a gap needs two of one group and two groups")
+        found = f"{len(groups)} names of {len(set(groups))} groups"
+        raise ValueError(f"{found}: a gap needs two names of one group, and two groups")
     return (similarity[same & pairs].mean() - similarity[~same].mean()).item()
 
 
@@ -278,7 +279,8 @@ def recognised(policy: Policy, species: Sequence[Species]) -> dict[str, list[boo
     """
     kinds = {
         "looks to name": lambda s, other: (f"Which bird has {s.describe()}?", direct(other.name)),
-        "name to looks": lambda s, other: (f"What does the {s.name} look like?", f"The {s.name} has {other.describe()}."),
+        "name to looks": lambda s, other: (
+            f"What does the {s.name} look like?", f"The {s.name} has {other.describe()}."),
     }  # fmt: skip
     found = {}
     for kind, ask in kinds.items():
@@ -321,7 +323,8 @@ def lora_moves(policy: Policy) -> dict[str, float]:
             delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             parts = name.split(".")
             number = parts[parts.index("layers") + 1]
-            moves[f"{number} {parts[-1]}"] = (delta.norm() / dequantize_module_weight(layer.get_base_layer()).norm()).item()
+            weight = dequantize_module_weight(layer.get_base_layer())
+            moves[f"{number} {parts[-1]}"] = (delta.norm() / weight.norm()).item()
     if not moves:
         raise ValueError("this policy has no adapter, so nothing has moved: load one with load_policy")
     return moves

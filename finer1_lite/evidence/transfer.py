@@ -42,7 +42,7 @@ from .questions import FORMS, Question, about, ask, choose, in_form, score
 from .seeds import command, lab_of
 
 PICTURES = 160
-OTHERS = (3, 4)  # pictures of each common species and of each fish
+OTHERS = (2, 3)  # pictures of each common species and of each fish
 FIRST_NEW = 5000  # picture number of what no other study draws
 OPTIONS = (4, 8, 16, 32)
 SHIFTS = {"noise": (40, 100), "blur": (1, 2), "dark": (0.4, 0.7), "small": (1, 3), "jpeg": (90, 98)}
