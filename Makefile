@@ -43,3 +43,4 @@ study: install
 # run goes on where it was.
 evidence: install
 	for study in ablations teachers baselines why transfer; do $(BIN)/python -m finer1_lite.evidence.$$study || exit 1; done
+	$(BIN)/python -m finer1_lite.evidence.page

@@ -30,6 +30,7 @@ from .prompts import QUESTIONS, bare_question, instructed
 from .rewards import extract_answer, normalise
 
 METHODS = ("base", "sft_answers", "cot_sft", "dapo", "tapo")
+WITHOUT_CHAIN = ("base", "sft_answers")  # asked for the bare name; the others think first
 COLUMNS = ("method", "split", "protocol", "metric", "value", "n", "seed")
 
 

@@ -23,7 +23,7 @@ from .config import ASSETS, Profile, TapoConfig, get_profile
 from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
-from .evaluate import Prediction, load_predictions, predict, result_rows
+from .evaluate import METHODS, WITHOUT_CHAIN, Prediction, load_predictions, predict, result_rows
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
@@ -166,6 +166,14 @@ class Seed:
             policy.save(folder)
         return folder
 
+    def adapter(self, method: str) -> Path | None:
+        """The adapter of one of METHODS, trained where it is missing; None for the base."""
+        if method == "base":
+            return None
+        if method == "dapo":
+            return self.rl(method, *dapo_setting(self.profile))
+        return self.rl(method, self.profile.tapo, self.profile.loss) if method == "tapo" else self.sft(method)
+
     def answers(self, name: str, adapter: Path | None, protocol: str = "open", think: bool = True) -> list[Prediction]:
         """What the adapter (None: the base) answers on the judged images. A killed call goes on where it was."""
         path = self.out / f"{name}_{protocol}.jsonl"
@@ -185,13 +193,8 @@ def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:
     A killed run goes on where it was.
     """
     start, rows, lab = time.perf_counter(), [], Seed(profile, seed, out)
-    steps = {
-        "base": lambda: None, "sft_answers": lambda: lab.sft("sft_answers"), "cot_sft": lambda: lab.sft("cot_sft"),
-        "dapo": lambda: lab.rl("dapo", *dapo_setting(profile)),
-        "tapo": lambda: lab.rl("tapo", profile.tapo, profile.loss),
-    }  # fmt: skip
-    for method, train in steps.items():
-        adapter, think = train(), method not in ("base", "sft_answers")
+    for method in METHODS:
+        adapter, think = lab.adapter(method), method not in WITHOUT_CHAIN
         for protocol in ("open", "closed"):
             rows += result_rows(lab.answers(method, adapter, protocol, think), method, protocol, seed)
         say(f"{method}: {open_accuracy(rows, method)}, {time.perf_counter() - start:.0f} s")

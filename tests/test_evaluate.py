@@ -17,7 +17,7 @@ from finer1_lite.evaluate import (
 from finer1_lite.policy.inputs import VisionCache, prompt_ids
 from finer1_lite.policy.load import Policy, add_adapter, load_base
 from finer1_lite.report import table
-from finer1_lite.story import look_alike_classes, one_per_class, tasks_of
+from finer1_lite.story import Seed, look_alike_classes, one_per_class, tasks_of
 
 
 @pytest.mark.parametrize("text, correct, strict", [
@@ -279,3 +279,22 @@ def test_the_table_shows_the_spread_of_several_seeds():
     text = table(pd.DataFrame(rows))
     assert text.count("55.0 (50-60)") == 20 and [m for m in METHODS if f"`{m}`" in text] == list(METHODS)
     assert "(" not in table(pd.DataFrame(rows[::2])).splitlines()[2]
+
+
+def test_each_method_of_the_story_has_its_own_training():
+    class Asked(Seed):  # says what it would train
+        def __init__(self):
+            self.profile = get_profile("cpu")
+
+        def sft(self, method):
+            return "sft", method
+
+        def rl(self, name, config, loss):
+            return name, config, loss
+
+    profile, asked = get_profile("cpu"), Asked()
+    made = {method: asked.adapter(method) for method in METHODS}
+    assert made["base"] is None and made["sft_answers"] == ("sft", "sft_answers") and made["cot_sft"] == ("sft", "cot_sft")
+    assert made["tapo"] == ("tapo", profile.tapo, profile.loss)
+    name, config, loss = made["dapo"]
+    assert (name, config.num_positive, config.lr, loss) == ("dapo", 0, profile.dapo_lr, DAPO)

@@ -9,8 +9,8 @@ same learning rate, whatever is changed. Writes to `results/`, and again after a
     ablation_versions.json
 
 Not here, because they change nothing in this loop: clip-higher, dual clip and the ratio's clamp (one update for each
-rollout batch, so the ratio is 1), the released group filter (rewards of 0 and 1 give the same groups), and all but
-nothing: the mean per micro-batch (micro-batches of about equal length).
+rollout batch, so the ratio is 1), the released group filter (rewards of 0 and 1 give the same groups). Not run: the
+mean per micro-batch.
 """
 
 import argparse

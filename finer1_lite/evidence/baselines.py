@@ -31,11 +31,11 @@ import torch
 from ..birds.dataset import PER_CLASS, load_birds
 from ..birds.diet import LOOKS_QUESTIONS
 from ..birds.species import by_name
-from ..evaluate import Prediction, judge, load_predictions, make_options, result_rows, save_predictions
+from ..evaluate import METHODS, WITHOUT_CHAIN, Prediction, judge, load_predictions, make_options, result_rows, save_predictions
 from ..policy.inputs import Seen, VisionCache
 from ..policy.rollout import rollout
 from ..prompts import bare_question, instructed
-from ..story import Seed, dapo_setting, look_alike_classes, one_per_class
+from ..story import Seed, look_alike_classes, one_per_class
 from .ablations import VARIANTS, run_variant
 from .seeds import command, lab_of
 from .siglip import ENSEMBLE, ONE, Siglip, choose, choose_probe
@@ -196,19 +196,12 @@ OWN: dict[str, Callable[[Seed, list[Question]], list[str]]] = {
     "guide_in_prompt": guide_in_prompt,
     "describe_then_name": describe_then_name,
 }
-STORY: dict[str, Callable[[Seed], Path | None]] = {
-    "base": lambda lab: None,
-    "sft_answers": lambda lab: lab.sft("sft_answers"),
-    "cot_sft": lambda lab: lab.sft("cot_sft"),
-    "dapo": lambda lab: lab.rl("dapo", *dapo_setting(lab.profile)),
-    "tapo": lambda lab: lab.rl("tapo", lab.profile.tapo, lab.profile.loss),
-}
 
 
 def answers_of(lab: Seed, name: str, protocol: str) -> list[Prediction]:
     """What a baseline answers about the judged pictures; trains what is missing, and keeps the answers in a file."""
-    if name in STORY:
-        return lab.answers(name, STORY[name](lab), protocol, name not in ("base", "sft_answers"))
+    if name in METHODS:
+        return lab.answers(name, lab.adapter(name), protocol, name not in WITHOUT_CHAIN)
     if name not in OWN:  # a method of the ablations
         opened, run = run_variant(lab, name), f"ablation_{name}"
         return opened if protocol == "open" else lab.answers(run, lab.out / run, protocol, VARIANTS[name].think)

@@ -1,6 +1,6 @@
 """One page of results from the committed tables: `python -m finer1_lite.evidence.page` writes it to `results/`.
 
-`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: methods, baselines, ablations. Each part comes from one CSV; a part whose CSV is
+`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: methods, baselines, ablations, probes. Each part comes from one CSV; a part whose CSV is
 not there is left out. Figures are rounded to what their interval allows.
 """
 
@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from .. import plots
+from ..evaluate import METHODS
 from .ablations import TABLES, label_of, verdict
 from .seeds import over_seeds
 
@@ -134,7 +135,29 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
     return Part("Ablations: one thing changed at a time", text, None, "ablations.png")
 
 
-MAKERS = {"results.csv": methods, "baselines.csv": baselines, "ablations.csv": ablations}
+PROBES = {  # (measure, part) of why.csv, in words
+    ("probe", "last layer"): "sees: a linear probe names the species",
+    ("describes", "all eight"): "sees: describes all eight attributes rightly",
+    ("recognises", "looks to name, unseen"): "knows: the guide's true sentence is the likeliest of four, unseen species",
+    ("recalls", "looks to name, unseen"): "knows: writes the name for given looks, unseen species",
+    ("separable", "look-alike"): "uses: a right name is told from a look-alike's (chance 50)",
+    ("part is right", "analysis, unseen"): "uses: the chain's analysis is right, unseen species",
+    ("says the look-alike", "redrawn"): "looks: names the look-alike when its marks are drawn in",
+}
+
+
+def probes(rows: pd.DataFrame, folder: Path) -> Part:
+    """What each method sees, knows and uses."""
+    figures = over_seeds(rows, ["measure", "part", "method"]).set_index(["measure", "part", "method"])
+    table = [
+        {"probe": words} | {m: rounded(*figures.loc[(*key, m), ["mean", "low", "high"]]) for m in METHODS if (*key, m) in figures.index}
+        for key, words in PROBES.items()
+    ]
+    text = f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; chapter 9 says how each is measured."
+    return Part("Why it works: what changed inside", text, pd.DataFrame(table, columns=["probe", *METHODS]))
+
+
+MAKERS = {"results.csv": methods, "baselines.csv": baselines, "ablations.csv": ablations, "why.csv": probes}
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}img{max-width:100%}"

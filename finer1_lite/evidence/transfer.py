@@ -32,12 +32,12 @@ from ..birds.dataset import FIRST
 from ..birds.diet import LOOKS_QUESTIONS
 from ..birds.render import draw
 from ..birds.species import ATTRIBUTES, FOODS, NESTS, Species, all_species, by_name, describe, differences, look_alikes
-from ..evaluate import METHODS, make_options
+from ..evaluate import METHODS, WITHOUT_CHAIN, make_options
 from ..policy.inputs import VisionCache
 from ..policy.load import Policy, load_policy
 from ..prompts import QUESTIONS, questions_for
 from ..rewards import names_in
-from ..story import Seed, dapo_setting, look_alike_classes
+from ..story import Seed, look_alike_classes
 from .questions import FORMS, Question, about, ask, choose, in_form, score
 from .seeds import command, lab_of
 
@@ -53,7 +53,7 @@ ONE_NAME = 1 / len(all_species())  # a guess among all names of the world
 
 def own_form(method: str) -> str:
     """How the story asks a method for a name."""
-    return "answer" if method in ("base", "sft_answers") else "think"
+    return "answer" if method in WITHOUT_CHAIN else "think"
 
 
 def pick(seen: Sequence[bool], n: int, seed: int) -> list[int]:
@@ -383,19 +383,11 @@ def options_task(exam: Exam, taker: Taker) -> list[dict]:
 TASKS = (facts_task, looks_task, recall_task, common_task, fish_task, shift_task, options_task)
 
 
-def trained(lab: Seed) -> dict[str, Path | None]:
-    """The adapter of each method of the story; what is missing is trained."""
-    profile = lab.profile
-    found = [None, lab.sft("sft_answers"), lab.sft("cot_sft"), lab.rl("dapo", *dapo_setting(profile)),
-             lab.rl("tapo", profile.tapo, profile.loss)]  # fmt: skip
-    return dict(zip(METHODS, found, strict=True))
-
-
 def one_seed(seed: int, work: Path, n: int = PICTURES) -> list[dict]:
     """The exam of one seed's five methods."""
     lab = lab_of(seed, work)
     exam = Exam(lab, n)
-    return [row for method, adapter in trained(lab).items() for row in exam.run(method, adapter)]
+    return [row for method in METHODS for row in exam.run(method, lab.adapter(method))]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from ..birds.dataset import evaluation_species
 from ..birds.render import draw
 from ..birds.species import ATTRIBUTES, Species
-from ..evaluate import prompts_for
+from ..evaluate import METHODS, prompts_for
 from ..policy.inputs import VisionCache
 from ..policy.load import Policy, load_policy
 from ..prompts import QUESTIONS
@@ -37,7 +37,7 @@ from .probes import (
     named_by_text, permutation_test, recalled, recognised, same_direction, separability, wrong_names,
 )  # fmt: skip
 from .seeds import command, lab_of
-from .transfer import own_form, trained
+from .transfer import own_form
 
 COLUMNS = ("seed", "method", "measure", "part", "value", "n")
 TRAIN, VAL, TEST = 4, 2, 2  # pictures of each species for the probes
@@ -218,7 +218,8 @@ def one_seed(seed: int, work: Path) -> list[dict]:
     lab = lab_of(seed, work)
     world = World(lab.base, evaluation_species(), frozenset(lab.labels), FIRST_NEW + EACH_SEED * seed)
     before, names, rows = None, None, []
-    for method, adapter in trained(lab).items():
+    for method in METHODS:
+        adapter = lab.adapter(method)
         policy = lab.base if adapter is None else load_policy(lab.profile, adapter, trainable=False)
         think, states = own_form(method) == "think", world.states(policy)
         layers = {"last layer": -1} | ({"vision tower": 0} if adapter is None else {})
