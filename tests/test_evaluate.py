@@ -14,6 +14,7 @@ from finer1_lite.evaluate import (
     COLUMNS, METHODS, _batches, ask, bootstrap_difference, bootstrap_seeds, judge, load_predictions, make_options,
     predict, prompts_for, result_rows, subset_error, subset_of,
 )  # fmt: skip
+from finer1_lite.losses import DAPO
 from finer1_lite.policy.inputs import VisionCache, prompt_ids
 from finer1_lite.policy.load import Policy, add_adapter, load_base
 from finer1_lite.report import table
