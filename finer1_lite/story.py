@@ -8,7 +8,7 @@ training rows, the adapters' start, the rollouts.
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 
 from .birds.dataset import PER_CLASS, load_birds
 from .config import ASSETS, Profile, TapoConfig, get_profile
@@ -124,24 +125,35 @@ class Seed:
     """One seed's pictures, their features, chains, adapters and answers; what already lies in `out` is used again.
 
     judged_on: the split that is asked about, with `per_class` images of a class (see `load_birds`).
+    data, questions: own pictures, "train" and `judged_on` with columns image, label, seen (`data.splits.few_shot`), and
+    what is asked about them (`questions_for`). Their chains must lie in `out`.
     """
 
-    def __init__(self, profile: Profile, seed: int, out: Path, judged_on: str = "test", per_class=PER_CLASS):
+    def __init__(
+        self, profile: Profile, seed: int, out: Path, judged_on: str = "test", per_class=PER_CLASS,
+        data: Mapping[str, Dataset] | None = None, questions: Sequence[str] = QUESTIONS,
+    ):  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
-        self.profile, self.seed, self.out = profile, seed, out
-        data = load_birds(seed, per_class)
+        self.profile, self.seed, self.out, self.questions, self.own = profile, seed, out, questions, data is not None
+        data = data or load_birds(seed, per_class)
         self.base, self.labels, self.judged = load_base(profile), data["train"]["label"], data[judged_on]
         self.cache, self.judged_cache = (
             VisionCache(self.base.model, self.base.processor, data[name]["image"]) for name in ("train", judged_on)
         )
 
+    def voices(self) -> tuple[Sampler, Sampler]:
+        """Who describes and who writes chains: the base and the bird world's teacher. ValueError for own pictures."""
+        if self.own:
+            raise ValueError(f"the kit's teacher knows birds alone: write your chains (chapter 7) to {self.out / 'chains.jsonl'}")
+        writers = (self.base, load_policy(self.profile, TEACHER))
+        describe, write = (sampler_of(policy, self.cache, self.seed) for policy in writers)
+        return describe, write
+
     def chains(self) -> list[dict]:
         """Chat rows of the accepted chains."""
         path = self.out / "chains.jsonl"
         if not path.exists():
-            writers = (self.base, load_policy(self.profile, TEACHER))
-            voices = [sampler_of(policy, self.cache, self.seed) for policy in writers]
-            save_chains(path, chain_rows(*make_chains(*voices, self.labels, self.seed)))
+            save_chains(path, chain_rows(*make_chains(*self.voices(), self.labels, self.seed)))
         return load_chains(path)
 
     def sft(self, method: str, name: str | None = None, **changes) -> Path:
@@ -152,7 +164,7 @@ class Seed:
             if method == "cot_sft":
                 config, rows = self.profile.sft, sft_rows(self.chains(), self.cache)
             else:
-                config, rows = self.profile.sft_answers, answer_rows(self.labels, self.cache, self.seed)
+                config, rows = self.profile.sft_answers, answer_rows(self.labels, self.cache, self.seed, self.questions)
             train_sft(policy, rows, replace(config, **changes), self.seed, log=folder.with_suffix(".csv"))
             policy.save(folder)
         return folder
@@ -162,6 +174,7 @@ class Seed:
         folder = self.out / name
         if not (folder / "adapter_model.safetensors").exists():
             policy = start() if start else load_policy(self.profile, self.sft("cot_sft"))
+            how = {"ask": partial(question, questions=self.questions)} | how
             reinforce(policy, self.cache, self.labels, config, loss, self.seed, self.out / f"{name}.csv", **how)
             policy.save(folder)
         return folder
@@ -182,7 +195,7 @@ class Seed:
             options = None
             if protocol == "closed":
                 options = look_alike_classes(self.judged_cache, self.judged["label"])
-            asked = (think, self.seed, options, f"{name} {protocol}")
+            asked = (think, self.seed, options, f"{name} {protocol}", self.questions)
             return predict(policy, self.judged_cache, self.judged, *asked, path=path)
         return load_predictions(path)
 

@@ -1,21 +1,30 @@
 """The ablations: what stands beside what, chains that differ in one thing, paired tables, intervals over seeds."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.cot.chains import ChainError, load_chains, parse_prose, question_and_completion
+from finer1_lite.cot.chains import (
+    ChainError, chat_row, load_chains, parse_prose, question_and_completion, save_chains, to_completion,
+)  # fmt: skip
+from finer1_lite.cot.guide import guide_chain, read_guide
+from finer1_lite.cot.teacher import Task
+from finer1_lite.data.sources import folder_entries, load_images
+from finer1_lite.data.splits import few_shot
 from finer1_lite.evaluate import Prediction
 from finer1_lite.evidence.ablations import (
     CHAINS, TABLES, VARIANTS, chains_of, curve_rows, label_of, run_variant, table_rows, unstructured, verdict, watched,
 )  # fmt: skip
 from finer1_lite.evidence.seeds import interval, over_seeds, paired
+from finer1_lite.fish import all_fish, draw_folder
+from finer1_lite.prompts import instructed, questions_for
 from finer1_lite.report import save_predictions
 from finer1_lite.samplers import ConfusionCounts
-from finer1_lite.story import Seed
+from finer1_lite.story import Seed, one_per_class
 
 REFERENCE = ASSETS / "reference"
 
@@ -111,3 +120,23 @@ def test_a_variant_is_trained_asked_and_not_trained_again(tmp_path):
     assert json.loads((tmp_path / "ablation_online_negative" / "adapter_config.json").read_text())["r"] == 16
     with pytest.raises(FileNotFoundError):
         curve_rows(tmp_path.parent, [7])
+
+
+@pytest.mark.filterwarnings("ignore:dynamic sampling kept")
+def test_own_pictures_go_through_the_same_variants(tmp_path):
+    data = load_images(folder_entries(draw_folder(tmp_path / "fish", per_class=8, seed=0))).data
+    splits = few_shot(data.filter(lambda label: label in {f.name for f in all_fish()}, input_columns="label"), test_per_class=2)
+    profile, out = get_profile("cpu"), tmp_path / "run"
+    brief = replace(profile, sft=replace(profile.sft, epochs=1), tapo=replace(profile.tapo, questions=2, max_rounds=1))
+    lab = Seed(brief, 0, out, data=splits, questions=questions_for("fish"))
+    with pytest.raises(ValueError, match="knows birds alone.*chains.jsonl"):
+        run_variant(lab, "tapo", steps=1)
+    guide = read_guide(tmp_path / "fish" / "guide.csv")
+    tasks = [Task(i, lab.labels[i], lab.questions[0]) for i in one_per_class(lab.labels)]
+    save_chains(out / "chains.jsonl", [
+        chat_row(t.image_index, t.label, instructed(t.question), to_completion(guide_chain(guide, t.label))) for t in tasks
+    ])  # fmt: skip
+    made = run_variant(lab, "random_negative", steps=1)
+    assert [p.label for p in made] == list(splits["test"]["label"]) and all("fish" in p.question for p in made)
+    closed = lab.answers("closed", None, "closed", think=False)
+    assert all(p.question.count(";") == 3 and "bird" not in p.question for p in closed)

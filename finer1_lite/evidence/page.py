@@ -1,7 +1,8 @@
 """One page of results from the committed tables: `python -m finer1_lite.evidence.page` writes it to `results/`.
 
-`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: methods, baselines, ablations, probes. Each part comes from one CSV; a part whose CSV is
-not there is left out. Figures are rounded to what their interval allows.
+`summary.md` and `summary.html` (one file, pictures inside) hold the same parts: methods, baselines, ablations, probes,
+transfer. Each part comes from one CSV; a part whose CSV is not there is left out. Figures are rounded to what their
+interval allows.
 """
 
 import argparse
@@ -157,7 +158,43 @@ def probes(rows: pd.DataFrame, folder: Path) -> Part:
     return Part("Why it works: what changed inside", text, pd.DataFrame(table, columns=["probe", *METHODS]))
 
 
-MAKERS = {"results.csv": methods, "baselines.csv": baselines, "ablations.csv": ablations, "why.csv": probes}
+TASKS = {  # (task, measure, split) of transfer.csv, in words
+    ("facts", "two steps", "seen"): "facts: the own name looked up in a second, text-only question; seen",
+    ("facts", "two steps", "unseen"): "facts: the own name looked up in a second, text-only question; unseen",
+    ("facts", "likeliest option", "unseen"): "facts: the likeliest of five behind the own thoughts; unseen",
+    ("looks", "describe", "unseen"): "looks: attributes right in a description; unseen",
+    ("looks", "part, in form", "unseen"): "looks: an answer about one part stops there; unseen",
+    ("recall", "food", "unseen"): "text alone: what it eats; unseen",
+    ("common", "answer", "common"): "names of common species, never trained on; as an answer",
+    ("common", "think", "common"): "names of common species, never trained on; thinking",
+    ("fish", "part", "fish"): "fish: one part, in words for birds",
+    ("fish", "name, guide, likeliest option", "fish"): "fish: the name among four, with their guide",
+    ("shift", "clean", "unseen"): "naming, clean pictures; unseen",
+    ("shift", "noise 100", "unseen"): "naming, heavy noise; unseen",
+    ("shift", "blur 2", "unseen"): "naming, blurred; unseen",
+    ("options", "4", "unseen"): "naming among 4 look-alikes; unseen",
+    ("options", "32", "unseen"): "naming among 32; unseen",
+}
+
+
+def transfer(rows: pd.DataFrame, folder: Path) -> Part:
+    """What else changes when a model learns to name."""
+    key = ["task", "measure", "split"]
+    figures = over_seeds(rows, [*key, "method"]).set_index([*key, "method"])
+    guess = rows.groupby(key).chance.mean()
+    table = [
+        {"task": words} | {m: rounded(*figures.loc[(*k, m), ["mean", "low", "high"]]) for m in METHODS}
+        | {"guessing": "" if guess[k] != guess[k] else f"{100 * guess[k]:.0f}"}
+        for k, words in TASKS.items()
+    ]  # fmt: skip
+    text = f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; chapter 10 shows each task and its questions."
+    return Part("Transfer: what else changes", text, pd.DataFrame(table))
+
+
+MAKERS = {
+    "results.csv": methods, "baselines.csv": baselines, "ablations.csv": ablations, "why.csv": probes,
+    "transfer.csv": transfer,
+}  # fmt: skip
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}img{max-width:100%}"
