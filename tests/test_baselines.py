@@ -209,3 +209,19 @@ def test_examples_stand_before_the_question_with_their_names(lab, monkeypatch):
     names = [name for name in set(lab.labels) if name in prompt]
     assert len(asked[0]) == len(names) == baselines.EXAMPLES
     assert all(f"<answer> {name} </answer>" in prompt for name in names) and prompt.count("crown") == 4
+
+
+def test_one_seed_gives_each_baseline_its_rows(lab, monkeypatch):
+    """The whole of it but for what reinforcement would have to train."""
+    left_out = {"cls_rl", "no_think_rl", "answers_rl"}
+    monkeypatch.setattr(baselines, "lab_of", lambda seed, work: lab)
+    monkeypatch.setattr(baselines, "MET", {k: v for k, v in baselines.MET.items() if k not in left_out})
+    for name in ("chains.jsonl", "sft_answers", "cot_sft", "dapo", "tapo"):
+        (lab.out / name).symlink_to(ASSETS / "reference" / name)
+    rows = baselines.one_seed(0, lab.out.parent)
+    found = {(r["baseline"], r["protocol"], r["split"]): r["value"] for r in rows}
+    assert len(found) == len(rows) == 4 * len(baselines.MET) - 2  # the guide is not asked open-world
+    assert {r["n"] for r in rows} == {96, 64}
+    assert found["base", "open", "unseen"] < 0.05 and found["tapo", "open", "unseen"] > 0.4
+    assert found["tower_probe", "open", "unseen"] == 0 < found["siglip", "open", "unseen"]
+    assert found["sft_answers", "open", "seen"] > 0.7 > 0.5 > found["sft_answers", "open", "unseen"]
