@@ -1,11 +1,13 @@
 """The page of results: figures from the tables, rounded to their intervals, the same in Markdown and HTML."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from finer1_lite.evidence.page import Part, markdown, rounded, webpage, wide, write_page
+from finer1_lite.evidence.page import MAKERS, Part, markdown, rounded, webpage, wide, write_page
 from finer1_lite.evidence.seeds import over_seeds
 
 
@@ -41,3 +43,10 @@ def test_one_seed_has_no_interval_and_narrow_ones_get_a_decimal():
 def test_a_folder_without_tables_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="make study"):
         write_page(tmp_path)
+
+
+def test_the_committed_page_is_that_of_the_committed_tables(tmp_path):
+    committed = Path(__file__).parent.parent / "results"
+    for name in [*MAKERS, "differences.csv", "story.png"]:
+        shutil.copy(committed / name, tmp_path)
+    assert write_page(tmp_path)[0].read_text() == (committed / "summary.md").read_text()

@@ -31,14 +31,20 @@ class Part:
     picture: str | None = None
 
 
-def rounded(mean: float, low: float, high: float, sign: bool = False, scale: float = 100) -> str:
-    """A figure with its interval, with one decimal only where the interval is narrower than two points.
+def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
+    """A share in percent, or a difference (`sign`) in points, with its interval; a decimal only below two points' width.
+
+    The interval of a share ends at 0 and 100.
 
     >>> rounded(0.6981, 0.661, 0.732), rounded(0.004, 0.002, 0.006), rounded(0.058, 0.022, 0.095, sign=True)
     ('70 (66 to 73)', '0.4 (0.2 to 0.6)', '+6 (+2 to +10)')
+    >>> rounded(0.21, -0.14, 0.56)
+    '21 (0 to 56)'
     """
-    digits = 0 if scale * (high - low) >= 2 else 1
-    a, b, c = (f"{round(scale * x, digits) + 0.0:{'+' if sign else ''}.{digits}f}" for x in (mean, low, high))
+    digits = 0 if 100 * (high - low) >= 2 else 1
+    if not sign and low == low:
+        low, high = max(0.0, low), min(1.0, high)
+    a, b, c = (f"{round(100 * x, digits) + 0.0:{'+' if sign else ''}.{digits}f}" for x in (mean, low, high))
     return a if low != low else f"{a} ({b} to {c})"  # one seed has no interval
 
 
@@ -187,7 +193,12 @@ def transfer(rows: pd.DataFrame, folder: Path) -> Part:
         | {"guessing": "" if guess[k] != guess[k] else f"{100 * guess[k]:.0f}"}
         for k, words in TASKS.items()
     ]  # fmt: skip
-    text = f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; chapter 10 shows each task and its questions."
+    written = rows.set_index([*key, "method"]).loc[("facts", "two steps", "unseen", "tapo")].value
+    text = (
+        f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; chapter 10 shows each task and its questions.\n\n"
+        "Seeds differ in what they still write: facts looked up in a second, text-only question, unseen species, TAPO: "
+        + ", ".join(f"{100 * v:.0f}" for v in written) + "%, seed by seed."
+    )  # fmt: skip
     return Part("Transfer: what else changes", text, pd.DataFrame(table))
 
 
