@@ -163,11 +163,11 @@ def train(profile: Profile, config, passes: list[tuple[float, int]], answers: fl
     layers, hidden, mlp = text.num_hidden_layers, text.hidden_size, text.intermediate_size
     tokens, squares = [[rows * length**power for rows, length in passes] for power in (1, 2)]
     # A layer keeps, for each token: the fp32 inputs of seven adapters and two norms; gate, act(gate), up;
-    # queries, repeated keys and values, output; what lies between A and B. On the way back come two fp32
-    # gradients as wide as the MLP, in place of down's input, and some as wide as the hidden state.
+    # queries, repeated keys and values, output; what lies between A and B. On the way back come the
+    # gradient of the MLP's width, its fp32 form in place of down's input, and some of the hidden state's width.
     kept = 4 * sum(a for a, _ in shapes) + 8 * hidden + item * (3 * mlp + 4 * hidden)
     kept += 4 * (len(shapes) * profile.lora_r + text.num_attention_heads)
-    back = 4 * mlp + 12 * hidden
+    back = item * mlp + 12 * hidden
     if profile.checkpointing:  # one layer at a time is made again
         stored, layer = sum(tokens) * layers * item * hidden, max(tokens) * (kept + back)
     else:

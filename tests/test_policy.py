@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
@@ -110,6 +111,31 @@ def test_lean_adapters_decode_like_pefts(policy):
     torch.testing.assert_close(light, whole, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(without, load_base(lean.profile).backbone(input_ids=ids).last_hidden_state)
     assert (whole - without).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("quantize", (True, False))
+def test_adapters_give_pefts_bits_and_gradients_in_fewer_passes(policy, quantize):
+    """Outputs and gradients are equal, not close; less is kept for the way back."""
+    own = load_policy(replace(policy.profile, quantize=quantize), seed=3)
+    with torch.no_grad():
+        for name, p in own.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    layers = [m for m in own.model.modules() if isinstance(m, LoraLayer)]
+    found = []
+    for _ in range(2):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            states = own.backbone(input_ids=torch.arange(40).view(2, 20)).last_hidden_state
+        states.pow(2).sum().backward()
+        found.append(([states.detach(), *(p.grad.clone() for p in own.trainable())], sum(kept)))
+        own.model.zero_grad()
+        for layer in layers:  # the second time, what PEFT itself does
+            vars(layer).pop("forward", None)
+    (ours, our_size), (pefts, their_size) = found
+    assert len(layers) == 35 and all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
+    assert our_size <= their_size
+    assert all(g.abs().max() > 0 for g in ours)
 
 
 def test_repeated_prompts_give_rows_side_by_side(policy, cache):

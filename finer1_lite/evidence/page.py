@@ -111,8 +111,8 @@ def baselines(rows: pd.DataFrame, folder: Path) -> Part:
         best = part.loc[part["mean"].idxmax()]
         wins.append(f"- {protocol}-world, {split} species: best is `{best.baseline}` with {rounded(best['mean'], best.low, best.high)}%")
     text = (
-        f"The same questions for other ways to name a bird; {rows.seed.nunique()} seed(s). What each has met before differs, so read "
-        "the last column too.\n\n"
+        f"The same questions for other ways to name a bird: percent right, {rows.seed.nunique()} seed(s), with 95% intervals. What "
+        "each has met before differs, so read the last column too.\n\n"
     )
     return Part("Baselines", text + "\n".join(wins), table)
 

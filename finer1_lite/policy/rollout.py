@@ -99,6 +99,7 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
     now = read_prompts(policy, prompts)
     now.select(torch.arange(len(prompts), device=now.mask.device).repeat_interleave(num_generations))
     now.make_room()
+    now.mask = now.mask.bool()
     done: list[list[int]] = [[] for _ in range(len(now.hidden))]
     alive = torch.arange(len(now.hidden))
     forbidden = forbidden_ids(policy.model)
@@ -115,9 +116,10 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
             now.select(going)
             alive, tokens = alive[going.cpu()], tokens[going]
         now.mask = torch.cat([now.mask, now.mask.new_ones(len(now.mask), 1)], 1)
-        step = policy.backbone(
-            input_ids=tokens[:, None], attention_mask=now.mask, position_ids=now.position[None].expand(3, -1, -1),
-            past_key_values=now.cache, use_cache=True,
+        step = policy.backbone(  # a new token sees all but padding; with a mask of less than four axes, transformers
+            input_ids=tokens[:, None],  # would work that out at each step
+            attention_mask=None if now.mask.all() else now.mask[:, None, None],
+            position_ids=now.position[None].expand(3, -1, -1), past_key_values=now.cache, use_cache=True,
         )  # fmt: skip
         now.hidden, now.position = step.last_hidden_state[:, -1], now.position + 1
     return done

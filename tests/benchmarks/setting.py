@@ -23,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from datasets import Dataset
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from transformers import PrinterCallback, TrainerCallback
 
@@ -194,6 +195,9 @@ class TheirSide:
         import trl
 
         policy, self.around = load_policy(step.profile(), seed=step.seed), Around()
+        for layer in policy.model.modules():  # PEFT's own forward, as TRL has it
+            if isinstance(layer, LoraLayer):
+                vars(layer).pop("forward", None)
         self.folder = tempfile.TemporaryDirectory()
         self.visual = policy.backbone.visual
         with warnings.catch_warnings():
