@@ -272,19 +272,19 @@ def table_rows(work: Path, seeds: list[int]) -> list[dict]:
 
 
 def points(share: float) -> str:
-    """A difference of shares in whole points; never "-0".
+    """A difference of shares in points, with a decimal; never "-0.0".
 
-    >>> points(0.058), points(-0.002)
-    ('+6', '+0')
+    >>> points(0.058), points(-0.0002)
+    ('+5.8', '+0.0')
     """
-    return f"{round(100 * share) + 0:+d}"
+    return f"{round(100 * share, 1) + 0:+.1f}"
 
 
 def verdict(row: dict) -> str:
     """What one row of the table shows, in a sentence: points of accuracy with the interval.
 
     >>> verdict({"variant": "dapo", "against": "tapo", "split": "unseen", "difference": 0.016, "low": -0.02, "high": 0.05})
-    'DAPO: no difference to TAPO that these seeds can tell on unseen species (+2 points, -2 to +5).'
+    'DAPO: no difference to TAPO that these seeds can tell on unseen species (+1.6 points, -2.0 to +5.0).'
     """
     low, high = row["low"], row["high"]
     found = "better than" if low > 0 else "worse than" if high < 0 else "no difference to"

@@ -136,7 +136,7 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
     same = shown[~apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
     text = (
         f"Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), {len(rows.each_seed[0].split())} "
-        f"seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} comparisons do:\n\n"
+        f"seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} comparisons do (the table of ways to train is left out):\n\n"
         + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
     )
     return Part("Ablations: one thing changed at a time", text, None, "ablations.png")
