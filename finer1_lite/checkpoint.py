@@ -87,10 +87,12 @@ class Checkpoints:
             (part / STATE).write_text(json.dumps(text))
             for path in (part / TENSORS, part / STATE, part):
                 _flush(path)
+            old = part.with_name(f"{part.name}-old")
             if final.exists():  # the same step again, after an interrupted step was saved
-                shutil.rmtree(final)
+                final.rename(old)
             part.rename(final)
             _flush(self.folder)
+            shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
             last = self.steps()

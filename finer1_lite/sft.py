@@ -111,7 +111,7 @@ def sft_identity(policy: Policy, rows: list[Row], config: SFTConfig, seed: int) 
     """What must be the same for a checkpoint of this run to fit."""
     texts = "\n".join(f"{question}\t{answer}" for question, _, answer in rows)
     return {
-        "profile": policy.profile.name, "model": Path(policy.profile.model_id).name, "stage": "SFT", "seed": seed,
+        **policy.identity(), "stage": "SFT", "seed": seed,
         "config": {k: v for k, v in asdict(config).items() if not k.startswith("micro")},
         "data": hashlib.sha256(texts.encode()).hexdigest()[:16],
     }  # fmt: skip

@@ -242,4 +242,5 @@ def push(folder: str | Path, repo_id: str, private: bool = True) -> str:
             raise FileNotFoundError(f"no {needed} in {folder}: write it with save_for_sharing or merge_16bit")
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=UPLOADED)
+    names = [path.name for pattern in UPLOADED for path in folder.glob(pattern)]  # a pattern would match subfolders too
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=names)

@@ -24,7 +24,7 @@ from .config import ASSETS, Profile, TapoConfig, get_profile
 from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
-from .evaluate import METHODS, WITHOUT_CHAIN, Prediction, load_predictions, predict, result_rows
+from .evaluate import METHODS, WITHOUT_CHAIN, Prediction, predict, result_rows
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
@@ -165,7 +165,7 @@ class Seed:
                 config, rows = self.profile.sft, sft_rows(self.chains(), self.cache)
             else:
                 config, rows = self.profile.sft_answers, answer_rows(self.labels, self.cache, self.seed, self.questions)
-            train_sft(policy, rows, replace(config, **changes), self.seed, log=folder.with_suffix(".csv"))
+            train_sft(policy, rows, replace(config, **changes), self.seed, log=self.out / f"{folder.name}.csv")
             policy.save(folder)
         return folder
 
@@ -188,16 +188,15 @@ class Seed:
         return self.rl(method, self.profile.tapo, self.profile.loss) if method == "tapo" else self.sft(method)
 
     def answers(self, name: str, adapter: Path | None, protocol: str = "open", think: bool = True) -> list[Prediction]:
-        """What the adapter (None: the base) answers on the judged images. A killed call goes on where it was."""
+        """What the adapter (None: the base) answers on the judged images, kept in `out`.
+
+        A killed call goes on where it was. ValueError where the file holds answers of another adapter.
+        """
+        policy = self.base if adapter is None else load_policy(self.profile, adapter)
+        options = look_alike_classes(self.judged_cache, self.judged["label"]) if protocol == "closed" else None
+        asked = (think, self.seed, options, f"{name} {protocol}", self.questions)
         path = self.out / f"{name}_{protocol}.jsonl"
-        if not path.exists():
-            policy = self.base if adapter is None else load_policy(self.profile, adapter)
-            options = None
-            if protocol == "closed":
-                options = look_alike_classes(self.judged_cache, self.judged["label"])
-            asked = (think, self.seed, options, f"{name} {protocol}", self.questions)
-            return predict(policy, self.judged_cache, self.judged, *asked, path=path)
-        return load_predictions(path)
+        return predict(policy, self.judged_cache, self.judged, *asked, path=path)
 
 
 def run_seed(profile: Profile, seed: int, out: Path, say=print) -> list[dict]:

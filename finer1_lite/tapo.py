@@ -247,7 +247,7 @@ class Tapo:
         """What must be the same for a checkpoint of this loop to fit; the number of steps may grow."""
         config = {k: v for k, v in asdict(self.config).items() if k != "steps" and not k.startswith("micro")}
         return {
-            "profile": self.policy.profile.name, "model": Path(self.policy.profile.model_id).name, "stage": "RL",
+            **self.policy.identity(), "stage": "RL",
             "seed": self.seed, "processes": self.team.size, "data": self.sampler.state_dict()["labels"],
             "reward": getattr(self.reward, "func", self.reward).__name__, "question": self.ask(np.random.default_rng(0)),
             "config": config, "loss": asdict(self.loss),

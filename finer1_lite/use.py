@@ -55,7 +55,7 @@ def classify_batches(
     """Every picture of a folder, by name; each batch comes as soon as it is done.
 
     prompt: the whole question with its instruction, see `prompts.instructed`. batch_size: the profile's
-    `eval_batch` if not given. A file that cannot be read becomes a result with its `error`. Raises as
+    `eval_batch` if not given. A file that cannot be read, or overflows, becomes a result with its `error`. Raises as
     `images_in`.
     """
     paths, size = images_in(folder), batch_size or policy.profile.eval_batch
@@ -79,7 +79,14 @@ def _classify(policy: Policy, paths: list[Path], prompt: str) -> list[Classified
                 pictures[path] = read_image(path)
             except ValueError as error:
                 found[path] = Classified(path, None, "", str(error))
-        seen |= zip(pictures, see(policy, list(pictures.values())))
+        try:
+            seen |= zip(pictures, see(policy, list(pictures.values())))
+        except FloatingPointError:  # one of them overflows: find it
+            for path, picture in pictures.items():
+                try:
+                    seen[path] = see(policy, [picture])[0]
+                except FloatingPointError as error:
+                    found[path] = Classified(path, None, "", str(error))
     if seen:
         texts = rollout(policy, [(prompt, s) for s in seen.values()], 1, None, temperature=0).texts
         found |= {path: read_answer(path, text) for path, text in zip(seen, texts)}

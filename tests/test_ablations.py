@@ -120,6 +120,8 @@ def test_a_variant_is_trained_asked_and_not_trained_again(tmp_path):
     assert json.loads((tmp_path / "ablation_online_negative" / "adapter_config.json").read_text())["r"] == 16
     with pytest.raises(FileNotFoundError):
         curve_rows(tmp_path.parent, [7])
+    with pytest.raises(ValueError, match="of another model.*Move the file away"):
+        lab.answers("ablation_online_negative", tmp_path / "cot_sft")
 
 
 @pytest.mark.filterwarnings("ignore:dynamic sampling kept")

@@ -217,6 +217,12 @@ def three(tmp_path):
     return checkpoints
 
 
+def test_the_same_step_again_replaces_the_old_one(three):
+    three.save(State(3, {"adapter/x": torch.zeros(4)}, {"n": 33}, {"profile": "cpu"}))
+    assert three.load({"profile": "cpu"}).facts == {"n": 33} and three.steps() == [2, 3]
+    assert sorted(p.name for p in three.folder.iterdir()) == ["step-000002", "step-000003"]
+
+
 def test_a_bounded_number_stays_and_the_newest_is_loaded(three):
     assert three.steps() == [2, 3]
     state = three.load({"profile": "cpu"})
@@ -252,6 +258,10 @@ def test_another_run_is_refused_by_name(three, data):
         three.load({"profile": "l4"})
     loop, other = make_loop(data), make_loop(data, setting=replace(SETTING, lr=1.0))
     assert loop.identity() != other.identity()
+    for field, value in {"max_new_tokens": 7, "lora_alpha": 16, "quantize": False}.items():
+        other = make_loop(data)
+        other.policy.profile = replace(other.policy.profile, **{field: value})
+        assert loop.identity() != other.identity(), field
     assert loop.identity() == make_loop(data, setting=replace(SETTING, steps=99, micro_batch=1)).identity()
 
 

@@ -40,6 +40,16 @@ def test_one_seed_has_no_interval_and_narrow_ones_get_a_decimal():
     assert rounded(0.5, 0.496, 0.504) == "50.0 (49.6 to 50.4)" and rounded(0.5, 0.4, 0.6) == "50 (40 to 60)"
 
 
+def test_one_seed_makes_a_page_too(tmp_path):
+    committed = Path(__file__).parent.parent / "results"
+    for name in ("transfer.csv", "baselines.csv", "why.csv"):
+        rows = pd.read_csv(committed / name)
+        rows[rows.seed == 0].to_csv(tmp_path / name, index=False)
+    rows = pd.read_csv(committed / "ablations.csv")
+    rows.assign(each_seed=0.5).to_csv(tmp_path / "ablations.csv", index=False)
+    assert "## Transfer" in write_page(tmp_path)[0].read_text()
+
+
 def test_a_folder_without_tables_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="make study"):
         write_page(tmp_path)

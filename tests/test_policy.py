@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.losses import selective_log_softmax
+from finer1_lite.policy import dense as dense_module
 from finer1_lite.policy.dense import decoding
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
-from finer1_lite.policy.load import load_base, load_policy
+from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
 from finer1_lite.policy.scoring import completion_logps, packed_mask
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
@@ -136,6 +138,33 @@ def test_adapters_give_pefts_bits_and_gradients_in_fewer_passes(policy, quantize
     assert len(layers) == 35 and all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
     assert our_size <= their_size
     assert all(g.abs().max() > 0 for g in ours)
+
+
+@pytest.mark.parametrize("dense", (True, False))
+def test_a_rollout_that_stops_while_it_begins_leaves_the_policy_whole(policy, monkeypatch, dense):
+    own = load_policy(replace(policy.profile, dense_rollout=dense), seed=3)
+    before = [type(m) for m in own.model.modules()]
+    made = []
+
+    def stop(*_):
+        made.append(1)
+        if len(made) == 6:
+            raise KeyboardInterrupt
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(dense_module, "plain_linear" if dense else "LeanLinear", stop)
+    with pytest.raises(KeyboardInterrupt), decoding(own):
+        raise AssertionError("it should not come this far")
+    assert [type(m) for m in own.model.modules()] == before and len(own.trainable()) == 70
+
+
+@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, kind):
+    base = load_base(policy.profile)
+    get_peft_model(base.model, LoraConfig(r=4, target_modules=LORA_TARGETS, **kind)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not plain LoRA"):
+        load_policy(policy.profile, tmp_path)
 
 
 def test_repeated_prompts_give_rows_side_by_side(policy, cache):
@@ -338,9 +367,16 @@ def test_the_nucleus_is_drawn_as_if_it_were_sorted():
     assert abs(chi2 - freedom) < 4 * (2 * freedom) ** 0.5
 
 
-def test_broken_logits_are_named():
+@pytest.mark.parametrize("bad", (torch.nan, torch.inf))
+@pytest.mark.parametrize("temperature, top_p", ((1.0, 0.9), (1.0, 1.0), (0, 1.0)))
+def test_broken_logits_are_named(bad, temperature, top_p):
     with pytest.raises(FloatingPointError, match="not numbers"):
-        sample_tokens(torch.full((2, 5), torch.nan), 1.0, 0.9, torch.Generator().manual_seed(0))
+        sample_tokens(torch.full((2, 5), bad), temperature, top_p, torch.Generator().manual_seed(0))
+
+
+def test_an_empty_nucleus_is_refused():
+    with pytest.raises(ValueError, match="top_p is 0"):
+        sample_tokens(torch.zeros(2, 5), 1.0, 0, torch.Generator().manual_seed(0))
 
 
 def test_the_prompt_holds_one_placeholder_for_each_image_token(policy, cache):

@@ -243,6 +243,17 @@ def test_verdicts_must_be_true_and_differences():
     assert chain_facts(elsewhere, bird_guide())["verdicts"] == pytest.approx(4 / 5)
 
 
+def test_a_guide_of_other_things_is_read_in_its_own_attributes():
+    guide = {"pike": {"side": "striped", "tail": "forked"}, "perch": {"side": "plain", "tail": "forked"}}
+    text = (
+        "<think>\nAnalysis: striped side, forked tail, red crown.\nCandidates: pike; perch.\n"
+        "Comparison: pike: fits. perch: plain side.\nPrediction: pike.\n</think>\n<answer> pike </answer>"
+    )
+    facts = chain_facts(judge(0, "pike", True, text), guide)
+    assert facts["attributes"] == facts["verdicts"] == facts["comparison"] == 1 and facts["first_flaw"] == ""
+    assert chain_facts(judge(0, "pike", True, text), {"pike": {"side": "striped"}, "perch": {}})["verdicts"] == 0.5
+
+
 def test_without_a_guide_nothing_is_laid_on_the_parts_that_need_one():
     facts = fact_frame([said(), said(name=OTHERS[1].name), said(options=OTHERS[:4], name=OTHERS[0].name)], {})
     assert facts.first_flaw.tolist() == ["", "choice", "candidates"]

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
+from finer1_lite import use
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, PROFILES, QWEN_3B, get_profile
@@ -252,6 +253,20 @@ def test_every_picture_of_a_folder_gets_a_result(found, album):
     assert "900 x 4" in errors["k"] and str(album) not in "".join(errors.values())
 
 
+def test_a_picture_that_overflows_does_not_stop_the_folder(policy, album, found, monkeypatch):
+    known = use.see
+
+    def see(policy, pictures):
+        if any(p.size == (1, 1) for p in pictures):
+            raise FloatingPointError("the features of image 0 (1x1 pixels) overflow")
+        return known(policy, pictures)
+
+    monkeypatch.setattr(use, "see", see)
+    now = {c.path.name[0]: c for c in classify_folder(policy, album)}
+    assert now["l"].answer is None and "overflow" in now["l"].error
+    assert now["a"].answer == found["a"].answer and list(now) == list(found)
+
+
 def test_answers_of_a_folder_are_those_of_the_evaluation(found, texts):
     for name, bird in (("a", 0), ("b", 0), ("c", 0), ("d", 1)):
         expected = read_answer(found[name].path, texts[bird])
@@ -387,6 +402,9 @@ def test_push_is_private_and_takes_only_what_belongs_to_the_model(hub, shared, t
         (tmp_path / name).write_bytes((shared / name).read_bytes())
     for name in ("token.txt", "optimizer.pt", "diary.ipynb", ".env"):
         (tmp_path / name).write_text("nobody's business")
+    for name in ("private", "checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("nobody's business")
     env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
     code = f"from finer1_lite.share import push; push({str(tmp_path)!r}, 'me/tapo')"
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)

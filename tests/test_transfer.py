@@ -183,13 +183,14 @@ def test_fields_may_have_several_names(tmp_path):
         {"image": "red.png", "question": "<image>\nWhat colour?", "options": ["blue", "red"], "answer": "B",
          "split": "val"},
         {"image_path": "red.png", "query": "What colour?", "choices": {"A": "blue", "B": "red"}, "label": "RED"},
+        {"image_path": "red.png", "query": "What colour?", "choices": {"C": "blue", "A": "red"}, "label": "(a)"},
         "", {"images": ["red.png"], "text": "What colour?", "options": None, "answer": "red"},
     ]  # fmt: skip
     questions, images = load_questions(_file(tmp_path, *rows))
-    assert [q.answers for q in questions] == [("red",)] * 3 and [q.text for q in questions] == ["What colour?"] * 3
-    assert [q.options for q in questions] == [("blue", "red"), ("blue", "red"), ()]
-    assert [q.chance for q in questions] == [0.5, 0.5, 0.0] and questions[0].split == "val"
-    assert len(images) == 1 and images[questions[2].image].getpixel((0, 0)) == (255, 0, 0)
+    assert [q.answers for q in questions] == [("red",)] * 4 and [q.text for q in questions] == ["What colour?"] * 4
+    assert [q.options for q in questions] == [("blue", "red")] * 3 + [()]
+    assert [q.chance for q in questions] == [0.5, 0.5, 0.5, 0.0] and questions[0].split == "val"
+    assert len(images) == 1 and images[questions[3].image].getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("row, message", [
@@ -222,7 +223,9 @@ def test_tapo_names_and_then_recalls(birds, tmp_path):
     named = ask(policy, cache, asked, "think", path=path)
     right = [score(q, t, "think") for q, t in zip(asked, named)]
     assert np.mean(right) > 0.4 and np.mean([in_form(q, t, "think") for q, t in zip(asked, named)]) > 0.8
-    assert ask(None, None, asked, "think", path=path) == named  # read from the file: no policy is needed
+    assert ask(policy, None, asked, "think", path=path) == named  # read from the file: no picture is needed
+    other = load_policy(get_profile("cpu"), ASSETS / "reference" / "cot_sft", trainable=False)
+    assert ask(other, cache, asked, "think", path=path) != named  # those are not its answers
 
     questions = facts(labels, birds["seen"], picked, 0)
     second = [about(q, said(t, "think")) for q, t in zip(questions, named)]

@@ -22,7 +22,6 @@ from ..evaluate import Prediction
 
 Guide = Mapping[str, Mapping[str, str]]
 STAGES = ("no chain", "analysis", "candidates", "comparison", "choice")
-_PHRASE = re.compile(rf"(\w+) ({'|'.join(ATTRIBUTES)})\b")
 
 
 @cache
@@ -31,14 +30,14 @@ def bird_guide() -> Guide:
     return {normal_name(s.name): dict(zip(ATTRIBUTES, s.looks)) for s in all_species()}
 
 
-def stated_looks(text: str) -> dict[str, str]:
-    """{attribute: value}, the first mention of each attribute in a text.
+def stated_looks(text: str, attributes: Iterable[str] = tuple(ATTRIBUTES)) -> dict[str, str]:
+    """{attribute: value}, the first mention of each of the `attributes` in a text, as "<one word> <attribute>".
 
     >>> stated_looks("The bird has a red crown, plain eye. It is no black crown.")
     {'crown': 'red', 'eye': 'plain'}
     """
     found: dict[str, str] = {}
-    for value, part in _PHRASE.findall(text):
+    for value, part in re.findall(rf"(\w+) ({'|'.join(map(re.escape, attributes))})\b", text):
         found.setdefault(part, value)
     return found
 
@@ -63,9 +62,9 @@ def verdict_is_true(name: str, claim: str, seen: Mapping[str, str], guide: Guide
     if looks is None:
         return False
     if claim == "fits":
-        return all(looks[part] == value for part, value in seen.items())
-    claimed = stated_looks(claim)
-    return bool(claimed) and all(looks[part] == value != seen.get(part) for part, value in claimed.items())
+        return all(looks.get(part) == value for part, value in seen.items())
+    claimed = stated_looks(claim, looks)
+    return bool(claimed) and all(looks.get(part) == value != seen.get(part) for part, value in claimed.items())
 
 
 def chain_facts(prediction: Prediction, guide: Guide) -> dict:
@@ -84,7 +83,7 @@ def chain_facts(prediction: Prediction, guide: Guide) -> dict:
     label = normal_name(prediction.label)
     facts["candidates"] = float(label in map(normal_name, chain.options))
     if looks := guide.get(label):
-        seen = stated_looks(chain.analysis)
+        seen = stated_looks(chain.analysis, looks)
         facts["attributes"] = float(np.mean([seen.get(part) == value for part, value in looks.items()]))
         facts["analysis"] = float(facts["attributes"] == 1)
         claims = verdicts(chain.comparison)

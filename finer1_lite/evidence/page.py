@@ -135,7 +135,7 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
     told = shown[apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
     same = shown[~apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
     text = (
-        f"Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), {len(rows.each_seed[0].split())} "
+        f"Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), {len(str(rows.each_seed[0]).split())} "
         f"seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} comparisons do (the table of ways to train is left out):\n\n"
         + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
     )
@@ -193,7 +193,7 @@ def transfer(rows: pd.DataFrame, folder: Path) -> Part:
         | {"guessing": "" if guess[k] != guess[k] else f"{100 * guess[k]:.0f}"}
         for k, words in TASKS.items()
     ]  # fmt: skip
-    written = rows.set_index([*key, "method"]).loc[("facts", "two steps", "unseen", "tapo")].value
+    written = rows[(rows.measure == "two steps") & (rows.split == "unseen") & (rows.method == "tapo")].value
     text = (
         f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; chapter 10 shows each task and its questions.\n\n"
         "Seeds differ in what they still write: facts looked up in a second, text-only question, unseen species, TAPO: "

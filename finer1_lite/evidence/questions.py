@@ -16,7 +16,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 
 from ..data.images import read_image
-from ..evaluate import judge
+from ..evaluate import fingerprint, judge
 from ..policy.dense import decoding
 from ..policy.inputs import VisionCache, answer_ids, pad
 from ..policy.load import Policy
@@ -108,9 +108,11 @@ def ask(
 ) -> list[str]:  # fmt: skip
     """The greedy answer to each question. cache: features of the pictures (None: all questions are text alone).
 
-    path: a JSONL file that keeps the answers once there are all of them; with the same questions it is read instead.
+    path: a JSONL file that keeps the answers once there are all of them; with the same questions to the same policy it
+    is read instead.
     """
-    asked = [{"image": q.image, "prompt": prompt_of(q, form, listed)} for q in questions]
+    model = fingerprint(policy)[:16] if path else ""
+    asked = [{"image": q.image, "prompt": prompt_of(q, form, listed), "model": model} for q in questions]
     if path and path.exists():
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         texts = [row.pop("text") for row in rows]
@@ -206,7 +208,10 @@ def _question(row: dict, folder: Path, pictures: dict[Path, int]) -> Question:
              for field, keys in KEYS.items()}  # fmt: skip
     image, text, options, answer = found["image"], found["question"], found["options"] or (), found["answer"]
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
-    options = list(options.values()) if isinstance(options, dict) else options
+    if isinstance(options, dict):  # the answer may be one of its letters, whatever their order
+        letters = {str(key).upper(): option for key, option in options.items()}
+        answer = letters.get(answer.strip("(). ").upper(), answer) if isinstance(answer, str) else answer
+        options = list(options.values())
     for field, value in {"image": image, "question": text, "answer": answer}.items():
         if not isinstance(value, str):
             raise ValueError(f"the {field} should be one text under {' or '.join(KEYS[field])}, not {value!r}")

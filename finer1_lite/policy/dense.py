@@ -53,15 +53,15 @@ class LeanLinear(nn.Module):
 def decoding(policy: Policy):
     """Inside, the policy decodes with plain matrices (`Profile.dense_rollout`) or with lean adapters; no gradients."""
     swapped, dense = [], policy.profile.dense_rollout
-    with torch.no_grad():
-        for parent in [m for m in policy.model.modules() if not isinstance(m, LoraLayer)]:
-            for name, child in list(parent.named_children()):
-                inner = child.get_base_layer() if isinstance(child, LoraLayer) else child
-                adapted = inner is not child and isinstance(inner, nn.Linear)
-                if adapted or (dense and isinstance(inner, Linear4bit)):
-                    swapped.append((parent, name, child))
-                    setattr(parent, name, plain_linear(child) if dense else LeanLinear(child))
-    try:
+    try:  # from the first swap on: memory may run out, or Ctrl-C come, in the middle
+        with torch.no_grad():
+            for parent in [m for m in policy.model.modules() if not isinstance(m, LoraLayer)]:
+                for name, child in list(parent.named_children()):
+                    inner = child.get_base_layer() if isinstance(child, LoraLayer) else child
+                    adapted = inner is not child and isinstance(inner, nn.Linear)
+                    if adapted or (dense and isinstance(inner, Linear4bit)):
+                        swapped.append((parent, name, child))
+                        setattr(parent, name, plain_linear(child) if dense else LeanLinear(child))
         yield
     finally:
         for parent, name, child in swapped:

@@ -101,10 +101,12 @@ class VisionCache:
         missing = [i for i in dict.fromkeys(indices) if i not in wanted]
         if missing:
             waits = self.vision.device
-            self.vision.to(home(self.qwen).device)
-            for start in range(0, len(missing), self.batch_size):
-                wanted |= self._encode(missing[start : start + self.batch_size])
-            self.vision.to(waits)
+            try:
+                self.vision.to(home(self.qwen).device)
+                for start in range(0, len(missing), self.batch_size):
+                    wanted |= self._encode(missing[start : start + self.batch_size])
+            finally:
+                self.vision.to(waits)
         self._keep(wanted)
         return [wanted[i] for i in indices]
 

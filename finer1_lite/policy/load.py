@@ -55,6 +55,11 @@ class Policy:
         """Checkpointing works in train mode only. Nothing else differs: there is no dropout anywhere."""
         self.model.train(self.profile.checkpointing)
 
+    def identity(self) -> dict:
+        """The model by its name, and what else a saved state of its adapter must have been trained with."""
+        p, same = self.profile, ("dtype", "quantize", "lora_r", "lora_alpha", "max_pixels", "max_new_tokens")
+        return {"profile": p.name, "model": Path(p.model_id).name} | {field: getattr(p, field) for field in same}
+
     def trainable(self) -> list[torch.nn.Parameter]:
         """The parameters that an optimizer should get: the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -147,9 +152,15 @@ def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int =
 
 
 def with_few_passes(model: PeftModel) -> PeftModel:
-    """`model`, in place, with `lora_forward` on its linears; the module `peft` made stays, and is what it saves."""
+    """`model`, in place, with `lora_forward` on its linears; the module `peft` made stays, and is what it saves.
+
+    ValueError for an adapter that is more than two matrices a layer: DoRA, biases, dropout.
+    """
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
+            dropout = any(not isinstance(d, torch.nn.Identity) for d in layer.lora_dropout.values())
+            if layer.lora_variant or any(layer.lora_bias.values()) or dropout:
+                raise ValueError("this adapter is not plain LoRA (DoRA, a bias or dropout): the kit would compute it wrongly")
             layer.forward = partial(lora_forward, layer)
     return model
 
@@ -158,8 +169,9 @@ def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Te
     """(..., in) -> (..., out): what PEFT's forward of a LoRA layer without dropout gives, with fewer passes over it.
 
     PEFT copies the base's output, scales the adapter's and adds both to a third tensor, and scales again on the way
-    back. Here the narrow tensor (..., r) is scaled and the sum is made in place: the same bits where alpha / r is
-    a power of two. Whatever else is asked of the layer goes to PEFT.
+    back. Here the narrow tensor (..., r) is scaled and the sum is made in place. The same bits where alpha / r is a
+    power of two and the base is NF4 or fp32; on a 16-bit base PEFT adds in fp32, and some outputs differ by a
+    rounding. Whatever else is asked of the layer goes to PEFT.
     """
     if layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward(layer, x, *args, **kwargs)

@@ -39,8 +39,13 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
 
     top_p keeps the smallest set of most likely tokens whose probability reaches it (and tokens that tie with its
     last). Nothing is sorted: a token drawn from all is kept if the more likely ones together stay below top_p,
-    else drawn again, which leaves the same distribution. FloatingPointError where logits are not numbers.
+    else drawn again, which leaves the same distribution. FloatingPointError where logits are not numbers; ValueError
+    unless 0 < top_p <= 1.
     """
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if not logits.amax(-1).isfinite().all():
+        raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, -1)
@@ -48,8 +53,6 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
     drawn, open_rows = logits.new_zeros(len(logits), dtype=torch.long), torch.arange(len(logits), device=logits.device)
     cumulated = probabilities.cumsum(-1)
-    if cumulated[:, -1].isnan().any():
-        raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
     while len(open_rows):
         spot = torch.rand(len(open_rows), 1, generator=generator, device=logits.device) * cumulated[:, -1:]
         token = torch.searchsorted(cumulated, spot, right=True).clamp(max=logits.shape[-1] - 1)
