@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from finer1_lite import story
 from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.cot.chains import (
     ChainError, chat_row, load_chains, parse_prose, question_and_completion, save_chains, to_completion,
@@ -45,6 +46,15 @@ def test_variants_change_one_thing_at_equal_cost():
         assert variant.loss is None or sum(variant.sides) == 10
         alone = ("dapo", "cls_rl", "no_think_rl", "answers_rl", *CHAINS)  # methods of their own
         assert name in alone or len(changed) == (name != "tapo"), (name, changed)
+
+
+def test_only_the_mean_per_micro_batch_depends_on_its_size(tmp_path, monkeypatch):
+    lab, sizes = Seed(get_profile("cpu"), 0, tmp_path, per_class={"val": {True: 0, False: 0}, "test": {True: 0, False: 0}}), {}
+    monkeypatch.setattr(lab, "rl", lambda run, config, *_, **__: sizes.update({run: config.micro_batch}))
+    monkeypatch.setattr(lab, "answers", lambda *_, **__: [])
+    for name in ("tapo", "micro_batch"):
+        run_variant(lab, name)
+    assert sizes == {"ablation_tapo": get_profile("cpu").tapo.micro_batch, "ablation_micro_batch": 4}
 
 
 def test_unstructured_chains_say_the_same_without_a_comparison():
@@ -125,7 +135,7 @@ def test_a_variant_is_trained_asked_and_not_trained_again(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:dynamic sampling kept")
-def test_own_pictures_go_through_the_same_variants(tmp_path):
+def test_own_pictures_go_through_the_same_variants(tmp_path, monkeypatch):
     data = load_images(folder_entries(draw_folder(tmp_path / "fish", per_class=8, seed=0))).data
     splits = few_shot(data.filter(lambda label: label in {f.name for f in all_fish()}, input_columns="label"), test_per_class=2)
     profile, out = get_profile("cpu"), tmp_path / "run"
@@ -138,7 +148,10 @@ def test_own_pictures_go_through_the_same_variants(tmp_path):
     save_chains(out / "chains.jsonl", [
         chat_row(t.image_index, t.label, instructed(t.question), to_completion(guide_chain(guide, t.label))) for t in tasks
     ])  # fmt: skip
+    asked, known = [], story.reinforce
+    monkeypatch.setattr(story, "reinforce", lambda *a, ask, **how: asked.append(ask) or known(*a, ask=ask, **how))
     made = run_variant(lab, "random_negative", steps=1)
+    assert "fish" in asked[0](np.random.default_rng(0))
     assert [p.label for p in made] == list(splits["test"]["label"]) and all("fish" in p.question for p in made)
     closed = lab.answers("closed", None, "closed", think=False)
     assert all(p.question.count(";") == 3 and "bird" not in p.question for p in closed)

@@ -277,6 +277,15 @@ def test_features_that_overflow_half_precision_name_the_image(policy, images):
         VisionCache(half.model, half.processor, images).get([1])
 
 
+def test_the_tower_goes_back_to_where_it_waits_after_an_error_too(policy, images, monkeypatch):
+    cache, went = VisionCache(policy.model, policy.processor, images), []
+    monkeypatch.setattr(cache.vision, "to", went.append)
+    monkeypatch.setattr(cache, "_encode", lambda indices: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cache.get([0])
+    assert went == [policy.device, cache.vision.device] and len(went) == 2
+
+
 def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, cache):
     """The fault is real to the caller: the model raises what CUDA raises while more than 4 rows are decoded."""
     prompts = list(zip(ASK, cache.get(range(4))))

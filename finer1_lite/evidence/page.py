@@ -50,7 +50,7 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
 
 def wide(rows: pd.DataFrame, index: str, columns: Sequence[str], sign: bool = False) -> pd.DataFrame:
     """Rows of mean, low, high as a table of `rounded` cells: `index` down, `columns` across; best last column first."""
-    cells = rows.assign(cell=[rounded(r.mean, r.low, r.high, sign) for r in rows[["mean", "low", "high"]].itertuples(index=False)])
+    cells = rows.assign(cell=[rounded(*ends, sign) for ends in rows[["mean", "low", "high"]].itertuples(index=False)])
     made = cells.pivot(index=index, columns=list(columns), values="cell")
     made.columns = [", ".join(c) if isinstance(c, tuple) else c for c in made.columns]
     order = rows.groupby(index)["mean"].mean().sort_values(ascending=False).index
@@ -70,9 +70,11 @@ def markdown(part: Part) -> str:
 
 def webpage(part: Part, folder: Path) -> str:
     """A part as HTML, its picture inside."""
-    paragraphs = "".join(f"<p>{html.escape(p).replace('`', '')}</p>" for p in part.text.split("\n\n") if not p.startswith("- "))
-    bullets = [line.removeprefix("- ") for line in part.text.splitlines() if line.startswith("- ")]
-    listed = "<ul>" + "".join(f"<li>{html.escape(b).replace('`', '')}</li>" for b in bullets) + "</ul>" if bullets else ""
+    text, bullets = part.text.replace("`", ""), "".join(
+        f"<li>{html.escape(line[2:])}</li>" for line in part.text.replace("`", "").splitlines() if line.startswith("- ")
+    )  # fmt: skip
+    paragraphs = "".join(f"<p>{html.escape(p)}</p>" for p in text.split("\n\n") if not p.startswith("- "))
+    listed = f"<ul>{bullets}</ul>" if bullets else ""
     table = part.table.fillna("").to_html(index=False, border=0) if part.table is not None else ""
     picture = ""
     if part.picture:
@@ -109,7 +111,8 @@ def baselines(rows: pd.DataFrame, folder: Path) -> Part:
     wins = []
     for (protocol, split), part in figures.groupby(["protocol", "split"]):
         best = part.loc[part["mean"].idxmax()]
-        wins.append(f"- {protocol}-world, {split} species: best is `{best.baseline}` with {rounded(best['mean'], best.low, best.high)}%")
+        share = rounded(*best[["mean", "low", "high"]])
+        wins.append(f"- {protocol}-world, {split} species: best is `{best.baseline}` with {share}%")
     text = (
         f"The same questions for other ways to name a bird: percent right, {rows.seed.nunique()} seed(s), with 95% intervals. What "
         "each has met before differs, so read the last column too.\n\n"
@@ -135,8 +138,9 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
     told = shown[apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
     same = shown[~apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
     text = (
-        f"Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), {len(str(rows.each_seed[0]).split())} "
-        f"seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} comparisons do (the table of ways to train is left out):\n\n"
+        "Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), "
+        f"{len(str(rows.each_seed[0]).split())} seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} "
+        "comparisons do (the table of ways to train is left out):\n\n"
         + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
     )
     return Part("Ablations: one thing changed at a time", text, None, "ablations.png")
@@ -157,9 +161,10 @@ def probes(rows: pd.DataFrame, folder: Path) -> Part:
     """What each method sees, knows and uses."""
     figures = over_seeds(rows, ["measure", "part", "method"]).set_index(["measure", "part", "method"])
     table = [
-        {"probe": words} | {m: rounded(*figures.loc[(*key, m), ["mean", "low", "high"]]) for m in METHODS if (*key, m) in figures.index}
+        {"probe": words}
+        | {m: rounded(*figures.loc[(*key, m), ["mean", "low", "high"]]) for m in METHODS if (*key, m) in figures.index}
         for key, words in PROBES.items()
-    ]
+    ]  # fmt: skip
     text = f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; chapter 9 says how each is measured."
     return Part("Why it works: what changed inside", text, pd.DataFrame(table, columns=["probe", *METHODS]))
 
