@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: whole or not at all, a bounded number, and resumed bit for bit.
+"""Checkpoints that survive a kill: whole or not at all, a bounded number, and resumed bit for bit on a CPU.
 
 A checkpoint is a folder `step-000040` with `tensors.safetensors` (adapter, optimizer, generators) and
 `state.json` (everything else, and a checksum of the tensors). It is written under another name, flushed to

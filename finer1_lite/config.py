@@ -121,8 +121,10 @@ _CPU = Profile(
     tapo=TapoConfig(steps=40, questions=8, lr=6e-4, micro_batch=40, micro_tokens=8192, max_rounds=3), dapo_lr=3e-4,
     loss=RELEASED_SWITCHES,
 )  # fmt: skip
+# The released chains have some 770 tokens: an answer that may have 400 would be cut before it says a name.
 _GPU = Profile(
-    name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", checkpointing=True, offload_tower=True,
+    name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
+    offload_tower=True,
 )  # fmt: skip
 _BIG = replace(_GPU, name="a100", eval_batch=32, dense_rollout=True, offload_tower=False)
 PROFILES: dict[str, Profile] = {

@@ -135,7 +135,7 @@ def generate(profile: Profile, config, prompts: int, num_generations: int) -> di
     n, tokens, rows = sizes(config, profile.lora_r), prompt_tokens(profile, config), prompts * num_generations
     always = weights(profile, config, not profile.offload_tower) | matrix(profile, config)
     dense = profile.dense_rollout
-    always["plain matrices" if dense else "LoRA, 16 bits"] = n["linears" if dense else "lora"] * item
+    always |= {"plain matrices": n["linears"] * item * dense, "LoRA, 16 bits": n["lora"] * item}
     cached = 2 * text.num_hidden_layers * linear_shapes(config)[1][1] * item  # keys and values of a token
     # Of a layer: act(gate), up, its adapter, their sum; the hidden state in a few forms.
     layer = item * (4 * text.intermediate_size + 6 * text.hidden_size)
@@ -162,16 +162,16 @@ def train(profile: Profile, config, passes: list[tuple[float, int]], answers: fl
     text, item, shapes = config.text_config, width_of(profile), linear_shapes(config)
     layers, hidden, mlp = text.num_hidden_layers, text.hidden_size, text.intermediate_size
     tokens, squares = [[rows * length**power for rows, length in passes] for power in (1, 2)]
-    # A layer keeps, for each token: the fp32 inputs of seven adapters and two norms; gate, act(gate), up;
-    # queries, repeated keys and values, output; what lies between A and B. On the way back come the
-    # gradient of the MLP's width, its fp32 form in place of down's input, and some of the hidden state's width.
-    kept = 4 * sum(a for a, _ in shapes) + 8 * hidden + item * (3 * mlp + 4 * hidden)
-    kept += 4 * (len(shapes) * profile.lora_r + text.num_attention_heads)
+    # A layer keeps, for each token: the fp32 inputs of two norms, and what comes out of them; gate, act(gate), up and
+    # their product; queries, repeated keys and values, output and its copy; what lies between A and B. On the way back
+    # come a gradient of the MLP's width, and some of the hidden state's.
+    kept = 8 * hidden + item * (4 * mlp + 7 * hidden)
+    kept += item * len(shapes) * profile.lora_r + 4 * text.num_attention_heads
     back = item * mlp + 12 * hidden
     if profile.checkpointing:  # one layer at a time is made again
         stored, layer = sum(tokens) * layers * item * hidden, max(tokens) * (kept + back)
-    else:
-        stored, layer = sum(tokens) * layers * kept, max(tokens) * back
+    else:  # a prompt's keys and values are there once more for its completions
+        stored, layer = sum(tokens) * layers * (kept + 2 * item * hidden), max(tokens) * back
     # One mask for each pass, and one in the model's precision for each layer that is alive.
     masks = sum(squares) + item * (max(squares) if profile.checkpointing else layers * sum(squares))
     logits = 16 * CHUNK * text.vocab_size  # fp32: logits, and three on the way to their gradient

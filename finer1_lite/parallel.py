@@ -5,6 +5,8 @@ only: each process holds the whole model, which QLoRA makes small. The adapters 
 equal, because every process applies the same summed gradients.
 """
 
+from datetime import timedelta
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
@@ -14,7 +16,8 @@ class Team:
     """This process among `size` of them; `rank` 0 is the main one, which writes files and shows progress."""
 
     def __init__(self):
-        state = PartialState(cpu=not torch.cuda.is_available())
+        # One process may sample for long while the others wait for its groups; NCCL's own patience is ten minutes.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
         self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
 
     @property

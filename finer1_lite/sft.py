@@ -6,6 +6,7 @@ in both.
 
 import csv
 import hashlib
+import math
 import random
 import time
 from collections.abc import Callable
@@ -45,6 +46,15 @@ def epochs_of(n: int, batch_size: int, epochs: int, seed: int):
     for _ in range(epochs):
         order = rng.sample(range(n), n)
         yield from (order[i : i + batch_size] for i in range(0, n, batch_size))
+
+
+def num_steps(rows: int, config: SFTConfig) -> int:
+    """Steps of a whole run on so many rows; a run that Ctrl-C stopped has fewer.
+
+    >>> num_steps(96, SFTConfig(epochs=10, batch_size=64))
+    20
+    """
+    return config.epochs * math.ceil(rows / config.batch_size)
 
 
 def train_sft(

@@ -36,6 +36,7 @@ class Stepper:
 
         FloatingPointError after MAX_BAD_STEPS bad steps in a row.
         """
+        self.scaler.scale(torch.zeros((), device=self.parameters[0].device))  # a process without rows scaled nothing yet
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         good = math.isfinite(norm) and math.isfinite(loss)
@@ -64,7 +65,8 @@ class Stepper:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's or this machine's memory is full."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the CPU, of CUDA, of its libraries
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
 
 
 def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):

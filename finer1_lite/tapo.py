@@ -9,6 +9,7 @@ where the paper takes three of 128 questions from a batch of 384.
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -131,6 +132,12 @@ class Tapo:
             return keep_groups(accuracies, self.num_generations, self.loss.filter_rule).tolist()
 
         filled = fill_batch(draw, keep, wanted, self.config.max_rounds)
+        limit, lengths = self.policy.profile.max_new_tokens, torch.cat([g.completion_mask.sum(-1) for g in drawn])
+        if not filled.items and (lengths == limit).float().mean() > 0.5:
+            warnings.warn(
+                f"no group had a signal, and most answers have the {limit} tokens of max_new_tokens: they were cut before "
+                "they said a name. Raise it above the longest chain.", RuntimeWarning, stacklevel=2,
+            )  # fmt: skip
 
         def mean(of):
             return torch.cat([of(g) for g in drawn]).float().mean().item()

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from .data.images import SUFFIXES, as_rgb, read_image
-from .policy.inputs import Seen, VisionCache, model_inputs, pad, prompt_ids
+from .policy.inputs import Seen, VisionCache, model_inputs, pad, prompt_ids, tower_at_home
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
@@ -138,11 +138,12 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
 
     policy.model.eval()
     writer = Thread(target=write)
-    writer.start()
-    try:
-        yield from filter(None, streamer)  # it gives "" while a word is not complete
-    finally:
-        stop.set()
-        writer.join()
+    with tower_at_home(policy.model):
+        writer.start()
+        try:
+            yield from filter(None, streamer)  # it gives "" while a word is not complete
+        finally:
+            stop.set()
+            writer.join()
     if failed:
         raise failed[0]

@@ -50,6 +50,17 @@ def test_names_are_cleaned_for_people(raw, clean):
     assert clean_name(raw) == clean
 
 
+@pytest.mark.parametrize("raw, clean", [
+    (["001.Laysan_Albatross", "118.House_Sparrow"], ["Laysan Albatross", "House Sparrow"]),
+    (["n02085620-Chihuahua", "n02106662-German_shepherd"], ["Chihuahua", "German shepherd"]),
+    (["707-320", "737-200"], ["707-320", "737-200"]),  # aircraft: the number is the name
+    (["001.Laysan_Albatross", "House_Sparrow"], ["001.Laysan Albatross", "House Sparrow"]),
+    (["2012_Audi_A4"], ["2012 Audi A4"]),  # one class: nobody can tell a number from a year
+])  # fmt: skip
+def test_numbers_of_classes_go_where_every_class_has_one(raw, clean):
+    assert list(clean_names(raw).values()) == clean
+
+
 def test_two_names_that_become_one_are_named():
     with pytest.raises(ValueError, match="'a_b' and 'a b' both read 'a b'"):
         clean_names(["a_b", "a b"])

@@ -122,6 +122,13 @@ def test_a_model_is_loaded_from_a_folder(images, teacher):
         LocalTeacher.from_pretrained(ASSETS / "no-such-model", images)
 
 
+def test_in_fp16_the_tower_computes_in_fp32(images):
+    teacher = LocalTeacher.from_pretrained(ASSETS / "base", images, dtype="float16", temperature=0, max_new_tokens=24)
+    model = teacher.model.model
+    assert model.visual.dtype == torch.float32 and model.language_model.dtype == torch.float16
+    assert "crown" in teacher(ASKED[:1])[0]
+
+
 def test_four_bit_leaves_the_vision_tower_as_it_is(images):
     teacher = LocalTeacher.from_pretrained(
         ASSETS / "base", images, four_bit=True, dtype="float32", temperature=0, max_new_tokens=24

@@ -15,7 +15,7 @@ from finer1_lite.losses import selective_log_softmax
 from finer1_lite.policy import dense as dense_module
 from finer1_lite.policy.dense import decoding
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
-from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy
+from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
 from finer1_lite.policy.scoring import completion_logps, packed_mask
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
@@ -138,6 +138,59 @@ def test_adapters_give_pefts_bits_and_gradients_in_fewer_passes(policy, quantize
     assert len(layers) == 35 and all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
     assert our_size <= their_size
     assert all(g.abs().max() > 0 for g in ours)
+
+
+def test_in_16_bits_a_young_adapter_is_not_lost_in_a_dense_rollout(policy):
+    """Weights of bfloat16 have eight bits: added to them, most of a small B A would vanish."""
+    own = load_policy(replace(policy.profile, dtype="bfloat16"), seed=3)
+    ids = torch.arange(40).view(2, 20)
+
+    def states():
+        with torch.no_grad(), decoding(own):
+            return own.backbone(input_ids=ids).last_hidden_state.float()
+
+    nothing = states()
+    for name, p in own.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, 0, 1e-3, generator=torch.Generator().manual_seed(1))
+    dense = states()
+    own.profile = replace(own.profile, dense_rollout=False)
+    assert (dense - states()).norm() < 0.5 * (dense - nothing).norm()
+
+
+def test_in_16_bits_adapters_compute_as_under_autocast(policy):
+    """Close to PEFT's fp32 adapters on the same base; gradients arrive in fp32, and less is kept for them."""
+    own, found = load_policy(replace(policy.profile, dtype="bfloat16"), seed=3), []
+    for name, p in own.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, 0, 0.05, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+            states = own.backbone(input_ids=torch.arange(40).view(2, 20)).last_hidden_state
+        states.float().pow(2).sum().backward()
+        found.append((states.detach().float(), torch.cat([p.grad.flatten() for p in own.trainable()]), sum(kept)))
+        own.model.zero_grad()
+        for layer in own.model.modules():
+            if isinstance(layer, LoraLayer):
+                vars(layer).pop("forward", None)
+    (states, gradient, size), (pefts, their_gradient, their_size) = found
+    assert gradient.dtype == torch.float32 and size < 0.9 * their_size
+    assert torch.cosine_similarity(states.flatten(), pefts.flatten(), 0) > 0.999
+    assert torch.cosine_similarity(gradient, their_gradient, 0) > 0.99
+
+
+def test_on_a_gpu_attention_does_without_cudnn_and_fp16_sums():
+    cuda = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction
+    try:
+        suit_the_card("cpu")
+        assert (cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction) == before
+        suit_the_card("cuda")
+        assert not cuda.cudnn_sdp_enabled() and not cuda.matmul.allow_fp16_reduced_precision_reduction
+    finally:
+        cuda.enable_cudnn_sdp(before[0])
+        cuda.matmul.allow_fp16_reduced_precision_reduction = before[1]
 
 
 @pytest.mark.parametrize("dense", (True, False))

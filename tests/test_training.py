@@ -16,7 +16,7 @@ from finer1_lite.prompts import ANSWER_INSTRUCTION, THINK_INSTRUCTION, question
 from finer1_lite.rewards import bare_reward, released_reward
 from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import answer_loss, epochs_of, gather_gradients, train_sft
-from finer1_lite.steps import Stepper
+from finer1_lite.steps import Stepper, out_of_memory
 from finer1_lite.story import answer_rows, dapo_setting, look_alike_classes
 from finer1_lite.tapo import Tapo, own_images
 
@@ -175,3 +175,29 @@ def test_no_thinking_rl_and_cls_rl_are_settings_of_the_same_loop(cache, data):
         assert all((ANSWER_INSTRUCTION in g.question) is not think for g in groups)
         assert rl.update(groups)["grad_norm"] >= 0
         assert rl.identity()["reward"] == reward.__name__
+
+
+def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data):
+    rl = loop(cache, data, TAPO)
+    rl.policy.profile, rl.reward = replace(PROFILE, max_new_tokens=4), released_reward  # no answer is reached
+    with pytest.warns(RuntimeWarning, match="most answers have the 4 tokens of max_new_tokens"):
+        groups, facts = rl.collect()
+    assert not groups and facts["length"] == 4
+
+
+def test_in_fp16_a_process_that_has_scaled_nothing_yet_takes_its_step():
+    """Its gradients are those of the other processes."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    stepper = Stepper([weight], torch.optim.SGD([weight], lr=0.1), 1.0, half=True)
+    weight.grad = torch.full((3,), 2.0**10)  # scaled by the others, each 1
+    assert stepper.step(0.0)["grad_norm"] == pytest.approx(3**0.5)
+    assert torch.allclose(weight, 1 - 0.1 / torch.tensor(3.0).sqrt())
+
+
+@pytest.mark.parametrize("error, full", [
+    (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+    (RuntimeError("CUDA error: out of memory"), True), (RuntimeError("shape mismatch"), False),
+])  # fmt: skip
+def test_full_memory_is_known_by_all_its_names(error, full):
+    assert out_of_memory(error) is full

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from ..policy.load import suit_the_card
 from ..policy.rollout import forbidden_ids
 from ..steps import halved_until_it_fits
 from .endpoint import bounded
@@ -64,9 +65,12 @@ class LocalTeacher:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=NOT_IN_4_BIT,
         ) if four_bit else None  # fmt: skip
+        suit_the_card("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForImageTextToText.from_pretrained(
             model_id, dtype=dtype, device_map="auto", quantization_config=packed, use_safetensors=True
         )
+        if model.dtype == torch.float16 and hasattr(model.model, "visual"):  # Qwen's tower overflows fp16
+            model.model.visual.float()
         return cls(model, AutoProcessor.from_pretrained(model_id), images, **settings)
 
     def __call__(self, asked: Sequence[tuple[int, str]]) -> list[str]:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from ..samplers import check_names
 
+# "001." of CUB and "n02085620-" of ImageNet before a name; not "707-" of an aircraft, which a number follows.
+NUMBER = re.compile(r"(?:n\d{8}|\d+)[-._ ]+(?=[^\W\d_])")
+
 
 def clean_name(raw: str) -> str:
     """Underscores become spaces, HTML signs their letters, spaces single, letters NFKC; case and numbers stay.
@@ -33,13 +36,18 @@ def _reread(text: str) -> str:
 
 
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
-    """Each distinct raw name with its clean one. ValueError for a name of which nothing is left, and for two that
+    """Each distinct raw name with its clean one. Where every name begins with its number, as folders of CUB and Dogs
+    do, the numbers go: no model could guess them. ValueError for a name of which nothing is left, and for two that
     become one (or differ only in case): are they one class or two? NFC and NFD spellings are one.
 
     >>> clean_names(["House_Finch", "wren"])
     {'House_Finch': 'House Finch', 'wren': 'wren'}
+    >>> clean_names(["001.Laysan_Albatross", "118.House_Sparrow"])
+    {'001.Laysan_Albatross': 'Laysan Albatross', '118.House_Sparrow': 'House Sparrow'}
     """
-    cleaned = {name: clean_name(name) for name in dict.fromkeys(raw)}
+    names = list(dict.fromkeys(raw))
+    numbered = len(names) > 1 and all(NUMBER.match(name) for name in names)
+    cleaned = {name: clean_name(NUMBER.sub("", name, 1) if numbered else name) for name in names}
     first: dict[str, str] = {}
     for name, clean in cleaned.items():
         if not clean:

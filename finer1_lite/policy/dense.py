@@ -1,9 +1,9 @@
 """For decoding: lighter linears than PEFT's over NF4, put in place for a rollout, and put back after it.
 
-A decoding step is a few hundred small products, so what surrounds them costs more than they do. `dense` makes one
-plain matrix of unpacked weight and adapter: fastest, but the whole model in memory once more. Without it the packed
-weight stays and the adapter is two products in the model's own precision. The sum is the same up to rounding; the
-packed weights and the adapter are not touched.
+A decoding step is a few hundred small products, so what surrounds them costs more than they do. `dense` makes a plain
+matrix of the unpacked weight: fastest, but the whole model in memory once more. In fp32 the adapter is added to it; in
+16 bits most of a young adapter would be lost in that sum, so there, as without `dense`, it stays two products in the
+model's own precision. The result is the same up to rounding; the packed weights and the adapter are not touched.
 """
 
 from contextlib import contextmanager
@@ -17,26 +17,28 @@ from torch import nn
 from .load import Policy
 
 
-def plain_linear(layer: nn.Module) -> nn.Linear:
-    """A linear of weight (out, in) = unpacked base weight + the active adapter's scaled B A, if there is one."""
+def plain_linear(layer: nn.Module) -> nn.Module:
+    """What gives the layer's output from a plain weight (out, in): unpacked, and with the active adapter in it, or,
+    in 16 bits, beside it."""
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     weight = dequantize_module_weight(base).detach().clone()
-    if isinstance(layer, LoraLayer) and not layer.disable_adapters:
+    exact = weight.dtype == torch.float32
+    if exact and isinstance(layer, LoraLayer) and not layer.disable_adapters:
         for name in layer.active_adapters:
             weight += layer.get_delta_weight(name).to(weight.dtype)
     linear = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if base.bias is not None:
         linear.bias = nn.Parameter(base.bias.detach(), requires_grad=False)
-    return linear
+    return LeanLinear(layer, linear) if isinstance(layer, LoraLayer) and not exact else linear
 
 
 class LeanLinear(nn.Module):
     """A LoRA layer as its base's product and two small ones; PEFT casts, clones and checks around them."""
 
-    def __init__(self, layer: LoraLayer):
+    def __init__(self, layer: LoraLayer, base: nn.Module | None = None):
         super().__init__()
-        self.base, self.sides = layer.get_base_layer(), []
+        self.base, self.sides = base or layer.get_base_layer(), []
         dtype = self.base.compute_dtype if isinstance(self.base, Linear4bit) else self.base.weight.dtype
         for name in () if layer.disable_adapters else layer.active_adapters:
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]

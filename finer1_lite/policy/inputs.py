@@ -5,6 +5,7 @@ the stored features are enough. `mm_token_type_ids` and `image_grid_thw` are alw
 them the model silently falls back to one-dimensional positions.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,21 @@ def training_batch(model, processor, rows: list[tuple[str, Seen | None, str]]) -
     return model_inputs(model, ids, mask, [seen for _, seen, _ in rows]), labels.to(home(model).device)
 
 
+@contextmanager
+def tower_at_home(model):
+    """Inside, the vision tower is where the language model is; outside it may wait on the CPU (`Profile.offload_tower`).
+
+    `generate` needs it too: it puts what it makes where a model's first parameter is, which is the tower's.
+    """
+    qwen = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
+    waits = qwen.model.visual.device
+    try:
+        qwen.model.visual.to(home(qwen).device)
+        yield
+    finally:
+        qwen.model.visual.to(waits)
+
+
 class VisionCache:
     """Features of a data set's images, each encoded once, kept on the CPU up to `max_bytes`.
 
@@ -100,13 +116,9 @@ class VisionCache:
         wanted = {i: self._seen[i] for i in dict.fromkeys(indices) if i in self._seen}
         missing = [i for i in dict.fromkeys(indices) if i not in wanted]
         if missing:
-            waits = self.vision.device
-            try:
-                self.vision.to(home(self.qwen).device)
+            with tower_at_home(self.qwen):
                 for start in range(0, len(missing), self.batch_size):
                     wanted |= self._encode(missing[start : start + self.batch_size])
-            finally:
-                self.vision.to(waits)
         self._keep(wanted)
         return [wanted[i] for i in indices]
 

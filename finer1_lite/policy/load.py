@@ -98,6 +98,7 @@ def load_base(profile: Profile) -> Policy:
             f"the tiny base model is missing at {profile.model_id}; reinstall finer1_lite, "
             "or make it again with: python -m finer1_lite.birds.pretrain"
         )
+    suit_the_card(profile.device)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         profile.model_id, dtype=getattr(torch, profile.dtype), quantization_config=quantization(profile),
         device_map=profile.device, use_safetensors=True,
@@ -112,6 +113,18 @@ def load_base(profile: Profile) -> Policy:
     if profile.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Policy(model.requires_grad_(False).eval(), load_processor(profile), profile)
+
+
+def suit_the_card(device: str) -> None:
+    """Settings of PyTorch for this process, where it computes on a GPU.
+
+    Off: cuDNN's attention, which Hopper cards prefer. It builds a plan for each new shape, and every decoded token
+    has one; some versions give NaN gradients under an explicit mask (PyTorch issue 196678). Off: sums of fp16
+    products in fp16, as Qwen overflows there.
+    """
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def load_processor(profile: Profile) -> AutoProcessor:
@@ -169,14 +182,14 @@ def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Te
     """(..., in) -> (..., out): what PEFT's forward of a LoRA layer without dropout gives, with fewer passes over it.
 
     PEFT copies the base's output, scales the adapter's and adds both to a third tensor, and scales again on the way
-    back. Here the narrow tensor (..., r) is scaled and the sum is made in place. The same bits where alpha / r is a
-    power of two and the base is NF4 or fp32; on a 16-bit base PEFT adds in fp32, and some outputs differ by a
-    rounding. Whatever else is asked of the layer goes to PEFT.
+    back. Here the narrow tensor (..., r) is scaled and the sum is made in place, all in the model's precision: in 16
+    bits as under autocast, though the adapter itself stays in fp32, where PEFT would write an fp32 copy of every input.
+    In fp32 the same bits as PEFT's, where alpha / r is a power of two. Whatever else is asked of the layer goes to PEFT.
     """
     if layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward(layer, x, *args, **kwargs)
     made = layer.get_base_layer()(x)
     for name in layer.active_adapters:
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        made += linear(linear(x.to(down.dtype), down) * layer.scaling[name], up).to(made.dtype)
+        down, up = (side[name].weight.to(made.dtype) for side in (layer.lora_A, layer.lora_B))
+        made += linear(linear(x.to(made.dtype), down) * layer.scaling[name], up)
     return made

@@ -1,41 +1,48 @@
 """The real size on a GPU: Qwen2.5-VL-3B from its configuration with random weights, NF4, one TAPO step.
 
     python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256
+    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 --trl
 
 Random weights are valid for speed and memory and say nothing about accuracy. The model is built from its
 configuration, saved as safetensors and loaded again by the package's own `load_policy`, so the path is the one
 that the downloaded model takes; only the tokenizer is the tiny one, whose ids the configuration gets. An end token is
 never sampled, so completions have their full length. Two warm-up steps, then the median of `--steps`, synchronised.
-A row is added to `tests/benchmarks/results/real_size.csv`: seconds by phase, milliseconds for each decoding step,
-tokens per second, peak memory, and seconds over the lower bound that the arithmetic alone would take.
+`--trl` takes the steps with TRL's `GRPOTrainer` instead: the same model in NF4 with the same LoRA, the library's own
+`generate`, as many rollouts (all from the anchor, and no negative: GRPO has none). A row is added to `tests/benchmarks/results/real_size.csv`: seconds by phase, milliseconds of the rollouts for each
+decoding step (its share of reading the prompts included), tokens per second, peak memory, and seconds over the lower bound that the arithmetic alone would take.
 """
 
 import argparse
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from finer1_lite.birds.model import SPECIAL
 from finer1_lite.config import PROFILES, Profile, get_profile
+from finer1_lite.memory import sizes
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy, load_processor
 from finer1_lite.policy.qwen import qwen_config
+from finer1_lite.prompts import QUESTIONS
 from finer1_lite.report import versions
 from finer1_lite.tapo import Tapo
 
-from .setting import fixed_length, our_reward, sampler_of
+from .setting import Step, TheirSide, fixed_length, our_reward, sampler_of
 
 RESULTS = Path(__file__).parent / "results" / "real_size.csv"
-PEAK_TFLOPS = {"Tesla T4": 65, "NVIDIA L4": 121, "NVIDIA A100": 312, "NVIDIA H100": 989, "NVIDIA H200": 989}
-# GFLOP of the 3B: for a token of the language model, for a row of logits, for an image patch in the tower.
-TOKEN, LOGITS, PATCH = 5.55, 0.62, 1.28
+PEAK_TFLOPS = {
+    "Tesla T4": 65, "NVIDIA L4": 121, "NVIDIA A100": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756,
+    "NVIDIA H200": 989,
+}  # fmt: skip
 
 
 def save_random(config, folder: Path, device: str) -> None:
@@ -61,11 +68,11 @@ def pictures(tokens: int, count: int) -> list[Image.Image]:
 
 
 def make_loop(profile: Profile, image_tokens: int) -> Tapo:
-    """TAPO with the released switches on noise of four classes; every group is kept."""
+    """TAPO on noise of eight classes, with the profile's loss; every group is kept."""
     policy = load_policy(profile)
-    labels = [name for name in "abcdefgh" for _ in range(4)]
+    labels = [name for name in "abcdefgh" for _ in range(2)]
     cache = VisionCache(policy.model, policy.processor, pictures(image_tokens, len(labels)))
-    loss = replace(PROFILES["cpu"].loss, filter_rule="none")
+    loss = replace(profile.loss, filter_rule="none")
     return Tapo(policy, cache, labels, sampler_of(labels, 0), profile.tapo, loss, 0, our_reward)
 
 
@@ -87,38 +94,67 @@ def one_step(loop: Tapo) -> dict[str, float]:
     return {"rollout_s": sampled - start, "update_s": now(device) - sampled}
 
 
-def bound(profile: Profile, image_tokens: int, device_name: str) -> float:
+def bound(profile: Profile, config, image_tokens: int, device_name: str) -> float:
     """Seconds that the arithmetic of a step takes at the card's peak: prompts, decoding, scoring; NaN if unknown.
 
-    Decoding is taken at one forward pass for its tokens, training with checkpointing at three, and the negative at
-    one more; the vision tower not at all, because features are kept.
+    Decoding is taken at one forward pass for its tokens, training at three, and the negative at three more, or at one
+    where no gradient goes through it; the vision tower not at all, because features are kept. config: the model's.
     """
+    text = config.text_config
+    token, logits = 2e-9 * sizes(config, profile.lora_r)["linears"], 2e-9 * text.hidden_size * text.vocab_size
     peak = next((p for name, p in PEAK_TFLOPS.items() if device_name.startswith(name)), float("nan"))
     c = profile.tapo
     rows, sides = c.questions * (c.num_anchor + c.num_positive), c.questions * (2 if c.num_positive else 1)
     prompts, completions = sides * (image_tokens + 60), rows * profile.max_new_tokens
-    read = prompts + completions
-    gflop = TOKEN * (prompts + completions + 3 * read + read) + LOGITS * completions * (1 + 3 + 1)
-    return gflop / peak / 1000
+    passes = 1 + 3 + (3 if profile.loss.negative_grad else 1)
+    return (token * (prompts + completions) + logits * completions) * passes / peak / 1000
 
 
-def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2) -> dict:
+def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
+    """Seconds of each of `steps` steps of TRL's trainer."""
+    policy, c, clock = load_policy(profile), profile.tapo, []
+    n = c.num_anchor + c.num_positive
+    step = Step(c.questions, n, profile.max_new_tokens, micro_batch=min(c.micro_batch, c.questions * n))
+    asked = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(c.questions * steps)]
+    rows = Dataset.from_dict({"prompt": asked, "image": pictures(image_tokens, len(asked))})
+    on_gpu = profile.device == "cuda"
+    side = TheirSide(
+        step, steps, policy, rows, use_cpu=not on_gpu, bf16=on_gpu and profile.dtype == "bfloat16",
+        fp16=on_gpu and profile.dtype == "float16", gradient_checkpointing=profile.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )  # fmt: skip
+
+    @contextmanager
+    def timed():
+        start = now(profile.device)
+        yield
+        clock.append(now(profile.device) - start)
+
+    side.take_all([timed() for _ in range(steps)])
+    return clock
+
+
+def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2, trl: bool = False) -> dict:
     """One row of the results."""
-    loop = make_loop(profile, image_tokens)
-    loop.cache.get(range(len(loop.labels)))  # a run encodes each image once
+    name = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu"
     if profile.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = pd.DataFrame([one_step(loop) for _ in range(warm_up + steps)])[warm_up:].median()
-    name = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu"
-    c, total = profile.tapo, float(times.sum())
+    if trl:
+        times = pd.Series({"rollout_s": np.nan, "update_s": np.nan})
+        total, config = float(np.median(trl_steps(profile, image_tokens, warm_up + steps)[warm_up:])), None
+    else:
+        loop = make_loop(profile, image_tokens)
+        loop.cache.get(range(len(loop.labels)))  # a run encodes each image once
+        times = pd.DataFrame([one_step(loop) for _ in range(warm_up + steps)])[warm_up:].median()
+        total, config = float(times.sum()), loop.policy.model.config
+    c, least = profile.tapo, bound(profile, config, image_tokens, name) if config else np.nan
     made = c.questions * (c.num_anchor + c.num_positive) * profile.max_new_tokens
-    least = bound(profile, image_tokens, name)
     peaks = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()] if profile.device == "cuda" else [0, 0]
     return {
-        "profile": profile.name, "card": name, "image_tokens": image_tokens, "new_tokens": profile.max_new_tokens,
-        "step_s": total, **times, "decode_ms": 1000 * times.rollout_s / profile.max_new_tokens,
-        "tokens_per_s": made / total, "allocated_gib": peaks[0] / 2**30, "reserved_gib": peaks[1] / 2**30,
-        "bound_s": least, "over_bound": total / least,
+        "side": "trl" if trl else "tapo", "profile": profile.name, "card": name, "image_tokens": image_tokens,
+        "new_tokens": profile.max_new_tokens, "step_s": total, **times,
+        "decode_ms": 1000 * times.rollout_s / profile.max_new_tokens, "tokens_per_s": made / total,
+        "allocated_gib": peaks[0] / 2**30, "reserved_gib": peaks[1] / 2**30, "bound_s": least, "over_bound": total / least,
     } | versions()  # fmt: skip
 
 
@@ -129,6 +165,7 @@ def main() -> None:
     parser.add_argument("--image-tokens", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=400)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--trl", action="store_true", help="TRL's trainer instead of ours")
     parser.add_argument("--card-gib", type=float, help="use no more of the card's memory than this")
     args = parser.parse_args()
     profile = get_profile(args.profile)
@@ -140,7 +177,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         pixels = args.image_tokens * 28 * 28
         profile = replace(profile, model_id=folder, max_new_tokens=args.new_tokens, max_pixels=pixels)
-        row = measure(profile, args.image_tokens, args.steps)
+        row = measure(profile, args.image_tokens, args.steps, trl=args.trl)
     old = pd.read_csv(RESULTS).to_dict("records") if RESULTS.exists() else []
     pd.DataFrame(old + [row]).to_csv(RESULTS, index=False, float_format="%.6g")
     print(pd.Series(row).to_string())

@@ -34,7 +34,7 @@ from finer1_lite.config import RELEASED_SWITCHES, Profile, TapoConfig, get_profi
 from finer1_lite.losses import DAPO, LossConfig
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import load_policy
+from finer1_lite.policy.load import Policy, load_policy
 from finer1_lite.prompts import question
 from finer1_lite.samplers import TripletSampler
 from finer1_lite.tapo import Tapo
@@ -189,12 +189,15 @@ class Around(TrainerCallback):
 
 
 class TheirSide:
-    """TRL's `GRPOTrainer`, for `steps` steps; trl is an extra, so it is imported here."""
+    """TRL's `GRPOTrainer`, for `steps` steps; trl is an extra, so it is imported here.
 
-    def __init__(self, step: Step, steps: int):
+    policy, rows: default: the tiny model and birds. changed: arguments that are not those of `their_arguments`.
+    """
+
+    def __init__(self, step: Step, steps: int, policy: Policy | None = None, rows: Dataset | None = None, **changed):
         import trl
 
-        policy, self.around = load_policy(step.profile(), seed=step.seed), Around()
+        policy, self.around = policy or load_policy(step.profile(), seed=step.seed), Around()
         for layer in policy.model.modules():  # PEFT's own forward, as TRL has it
             if isinstance(layer, LoraLayer):
                 vars(layer).pop("forward", None)
@@ -202,9 +205,9 @@ class TheirSide:
         self.visual = policy.backbone.visual
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            arguments = trl.GRPOConfig(self.folder.name, **their_arguments(step, steps))
+            arguments = trl.GRPOConfig(self.folder.name, **their_arguments(step, steps) | changed)
             self.trainer = trl.GRPOTrainer(
-                policy.model, their_reward, arguments, their_rows(step, steps),
+                policy.model, their_reward, arguments, rows or their_rows(step, steps),
                 processing_class=policy.processor, callbacks=[self.around],
             )  # fmt: skip
         self.trainer.remove_callback(PrinterCallback)
