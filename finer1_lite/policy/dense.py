@@ -2,8 +2,8 @@
 
 A decoding step is a few hundred small products, so what surrounds them costs more than they do. `dense` makes a plain
 matrix of the unpacked weight: fastest, but the whole model in memory once more. In fp32 the adapter is added to it; in
-16 bits most of a young adapter would be lost in that sum, so there, as without `dense`, it stays two products in the
-model's own precision. The result is the same up to rounding; the packed weights and the adapter are not touched.
+16 bits the rounding of that sum would make another policy than the one that is scored, so there, as without `dense`, it
+stays two products in the model's own precision. The packed weights and the adapter are not touched.
 """
 
 from contextlib import contextmanager
