@@ -3,8 +3,10 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
+from benchmarks import real_memory
 from benchmarks.real_size import bound, make_loop, measure, one_step, pictures, save_random
 from bitsandbytes.nn import Linear4bit
 
@@ -55,6 +57,19 @@ def test_a_row_of_trls_steps(profile):
     row = measure(profile, 12, steps=1, warm_up=1, trl=True)
     assert row["side"] == "trl" and row["step_s"] > 0
     assert row["tokens_per_s"] == pytest.approx(2 * 4 * 5 / row["step_s"])
+
+
+def test_rows_of_counted_memory(profile, tmp_path):
+    """Everything from rollouts to the saved adapter; `finer1_lite.memory` says about what is counted."""
+    small = replace(profile, dtype="bfloat16", max_pixels=64 * 784, max_new_tokens=70)
+    small = replace(small, sft=replace(small.sft, micro_tokens=1600))
+    real_memory.measure(small, 64, path=tmp_path / "rows.csv")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index("phase")
+    assert list(rows.index) == ["encode", "prefill", "decode", "update", "SFT"]
+    assert rows["estimated_over_counted"].between(0.9, 1.3).all(), rows["estimated_over_counted"]
+    again = real_memory.measure(small, 64, rollouts=False, path=tmp_path / "rows.csv")
+    assert again == 28  # matrices of the adapter, saved and loaded
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == 5  # the same rows, measured again
 
 
 def test_the_bound_by_hand():

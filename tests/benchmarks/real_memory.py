@@ -138,8 +138,11 @@ def roll_out(phases: Phases) -> Group:
     return groups[0]
 
 
-def measure(profile: Profile, tokens: int, rollouts: bool = True, path: Path = RESULTS) -> None:
-    """All phases of `profile`, whose model_id is a folder; or all but the rollouts."""
+def measure(profile: Profile, tokens: int, rollouts: bool = True, path: Path = RESULTS) -> int:
+    """All phases of `profile`, whose model_id is a folder; or all but the rollouts.
+
+    Returns how many matrices of the adapter came back the same from the disk.
+    """
     loop = with_moments(make_loop(profile, tokens))
     policy, config, plan = loop.policy, loop.policy.model.config, Plan(**vars(profile))
     phases, visual = Phases(loop, profile.max_new_tokens, path), policy.backbone.visual
@@ -170,8 +173,10 @@ def measure(profile: Profile, tokens: int, rollouts: bool = True, path: Path = R
     with tempfile.TemporaryDirectory() as folder:
         policy.save(folder)
         again = dict(load_policy(profile, folder).model.named_parameters())
-    same = [torch.equal(p, again[n]) for n, p in policy.model.named_parameters() if "lora" in n]
-    print(f"adapter: {len(same)} matrices saved and loaded, {'all' if all(same) else 'NOT all'} the same bits", flush=True)
+    kept = [torch.equal(p, again[name]) for name, p in policy.model.named_parameters() if "lora" in name]
+    assert all(kept), "an adapter that was saved and loaded is another one"
+    print(f"adapter: {len(kept)} matrices saved and loaded, all the same", flush=True)
+    return len(kept)
 
 
 def main() -> None:
