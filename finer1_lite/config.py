@@ -94,7 +94,7 @@ class Profile:
     max_new_tokens: int = 400
     rollout_batch: int = 80
     eval_batch: int = 16
-    dense_rollout: bool = False  # decode with unpacked, merged matrices: faster, the model in memory once more
+    dense_rollout: bool = False  # decode with unpacked matrices: faster, the model in memory once more
     checkpointing: bool = False  # keep only each layer's input for the backward pass, in packed rows
     offload_tower: bool = False  # the vision tower waits on the CPU while it has nothing to encode
     seed: int = 0
@@ -121,7 +121,7 @@ _CPU = Profile(
     tapo=TapoConfig(steps=40, questions=8, lr=6e-4, micro_batch=40, micro_tokens=8192, max_rounds=3), dapo_lr=3e-4,
     loss=RELEASED_SWITCHES,
 )  # fmt: skip
-# The released chains have some 770 tokens: an answer that may have 400 would be cut before it says a name.
+# Half of the released chains have more than about 770 tokens: an answer of 400 would be cut before it says a name.
 _GPU = Profile(
     name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
     offload_tower=True,

@@ -135,7 +135,9 @@ def generate(profile: Profile, config, prompts: int, num_generations: int) -> di
     n, tokens, rows = sizes(config, profile.lora_r), prompt_tokens(profile, config), prompts * num_generations
     always = weights(profile, config, not profile.offload_tower) | matrix(profile, config)
     dense = profile.dense_rollout
-    always |= {"plain matrices": n["linears"] * item * dense, "LoRA, 16 bits": n["lora"] * item}
+    always["LoRA, 16 bits"] = n["lora"] * item
+    if dense:
+        always["plain matrices"] = n["linears"] * item
     cached = 2 * text.num_hidden_layers * linear_shapes(config)[1][1] * item  # keys and values of a token
     # Of a layer: act(gate), up, its adapter, their sum; the hidden state in a few forms.
     layer = item * (4 * text.intermediate_size + 6 * text.hidden_size)

@@ -103,7 +103,7 @@ def train_sft(
                 schedule.step()
                 history.append(row | {"seconds": spent + time.perf_counter() - start})
             bar.update()
-            if checkpoints and checkpoints.due(len(history)) and team.main:
+            if checkpoints and (checkpoints.due(len(history)) or len(history) == len(plan)) and team.main:
                 checkpoints.save(state())
             if on_step:
                 on_step(history[-1])

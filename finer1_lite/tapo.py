@@ -234,7 +234,7 @@ class Tapo:
                     seconds = spent + time.perf_counter() - start
                     self.history.append({"step": whole} | facts | parts | {"seconds": seconds})
                 bar.update()
-                if checkpoints and checkpoints.due(len(self.history)):
+                if checkpoints and (checkpoints.due(len(self.history)) or len(self.history) == self.config.steps):
                     self._save(checkpoints)
                 if on_step:
                     on_step(self.history[-1])

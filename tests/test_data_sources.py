@@ -55,7 +55,11 @@ def test_names_are_cleaned_for_people(raw, clean):
     (["n02085620-Chihuahua", "n02106662-German_shepherd"], ["Chihuahua", "German shepherd"]),
     (["707-320", "737-200"], ["707-320", "737-200"]),  # aircraft: the number is the name
     (["001.Laysan_Albatross", "House_Sparrow"], ["001.Laysan Albatross", "House Sparrow"]),
-    (["2012_Audi_A4"], ["2012 Audi A4"]),  # one class: nobody can tell a number from a year
+    (["2012_Audi_A4", "2011_BMW_M3"], ["2012 Audi A4", "2011 BMW M3"]),  # years
+    (["7-spot ladybird", "14-spot beetle"], ["7-spot ladybird", "14-spot beetle"]),
+    (["10_downing", "12_downing"], ["10 downing", "12 downing"]), (["1", "2", "3M"], ["1", "2", "3M"]),
+    (["01_finch", "02_finch"], ["01 finch", "02 finch"]),  # without the number they would be one
+    (["001.Laysan_Albatross"], ["001.Laysan Albatross"]),  # one class: nobody can tell
 ])  # fmt: skip
 def test_numbers_of_classes_go_where_every_class_has_one(raw, clean):
     assert list(clean_names(raw).values()) == clean

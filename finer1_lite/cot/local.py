@@ -69,7 +69,7 @@ class LocalTeacher:
         model = AutoModelForImageTextToText.from_pretrained(
             model_id, dtype=dtype, device_map="auto", quantization_config=packed, use_safetensors=True
         )
-        if model.dtype == torch.float16 and hasattr(model.model, "visual"):  # Qwen's tower overflows fp16
+        if model.dtype == torch.float16 and hasattr(getattr(model, "model", None), "visual"):  # Qwen's tower overflows fp16
             model.model.visual.float()
         return cls(model, AutoProcessor.from_pretrained(model_id), images, **settings)
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 from ..samplers import check_names
 
-# "001." of CUB and "n02085620-" of ImageNet before a name; not "707-" of an aircraft, which a number follows.
-NUMBER = re.compile(r"(?:n\d{8}|\d+)[-._ ]+(?=[^\W\d_])")
+NUMBER = re.compile(r"(n\d{8}|\d+)[-._ ]+(?=[^\W\d_])")  # "n02085620-" of ImageNet, "001." of CUB
 
 
 def clean_name(raw: str) -> str:
@@ -35,9 +34,19 @@ def _reread(text: str) -> str:
     return text
 
 
+def _numbered(names: list[str]) -> bool:
+    """Whether all names begin with numbers that only count them: each once, of one width, padded with zeros."""
+    found = [NUMBER.match(name) for name in names]
+    if len(names) < 2 or not all(found):
+        return False
+    numbers, rest = {m[1] for m in found}, {clean_name(m.string[m.end() :]).casefold() for m in found}
+    counting = all(n[0] == "n" for n in numbers) or any(n[0] == "0" for n in numbers)
+    return counting and len({len(n) for n in numbers}) == 1 and len(numbers) == len(rest) == len(names)
+
+
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
-    """Each distinct raw name with its clean one. Where every name begins with its number, as folders of CUB and Dogs
-    do, the numbers go: no model could guess them. ValueError for a name of which nothing is left, and for two that
+    """Each distinct raw name with its clean one. Numbers of classes, as folders of CUB and Dogs begin with, go: no model
+    could guess them. ValueError for a name of which nothing is left, and for two that
     become one (or differ only in case): are they one class or two? NFC and NFD spellings are one.
 
     >>> clean_names(["House_Finch", "wren"])
@@ -46,7 +55,7 @@ def clean_names(raw: Iterable[str]) -> dict[str, str]:
     {'001.Laysan_Albatross': 'Laysan Albatross', '118.House_Sparrow': 'House Sparrow'}
     """
     names = list(dict.fromkeys(raw))
-    numbered = len(names) > 1 and all(NUMBER.match(name) for name in names)
+    numbered = _numbered(names)
     cleaned = {name: clean_name(NUMBER.sub("", name, 1) if numbered else name) for name in names}
     first: dict[str, str] = {}
     for name, clean in cleaned.items():

@@ -8,10 +8,10 @@ length, the update of one question (as much as a micro-batch holds), SFT on the 
 is saved and loaded into the base again.
 
 A tensor has as many bytes here as on a GPU. What is not seen is the allocator's share and CUDA itself. Everything is
-in bfloat16; a T4 has fp16, of the same width, and so does the tower get fp32 here as there. Random weights say nothing
-about accuracy, and the seconds nothing about a GPU.
+in bfloat16; a T4 has fp16, of the same width, and its tower is in fp32, here too. Random weights say nothing about
+accuracy, and the seconds nothing about a GPU.
 
-It takes 16 GiB of memory, 10 GiB of disk, and about an hour on two cores that know bfloat16. A row for each phase goes
+It takes 18 GiB of memory, 10 GiB of disk, and an hour and a half on two cores that know bfloat16. A row for each phase goes
 to `tests/benchmarks/results/real_memory.csv` as soon as it is measured.
 """
 

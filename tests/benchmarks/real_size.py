@@ -8,8 +8,10 @@ configuration, saved as safetensors and loaded again by the package's own `load_
 that the downloaded model takes; only the tokenizer is the tiny one, whose ids the configuration gets. An end token is
 never sampled, so completions have their full length. Two warm-up steps, then the median of `--steps`, synchronised.
 `--trl` takes the steps with TRL's `GRPOTrainer` instead: the same model in NF4 with the same LoRA, the library's own
-`generate`, as many rollouts (all from the anchor, and no negative: GRPO has none). A row is added to `tests/benchmarks/results/real_size.csv`: seconds by phase, milliseconds of the rollouts for each
-decoding step (its share of reading the prompts included), tokens per second, peak memory, and seconds over the lower bound that the arithmetic alone would take.
+`generate`, as many rollouts (all from the anchor, and no negative: GRPO has none). A row is added to
+`tests/benchmarks/results/real_size.csv`: seconds by phase, milliseconds of the rollouts for each decoding step (its share
+of reading the prompts included), tokens per second, peak memory, and seconds over the lower bound that the arithmetic
+alone would take.
 """
 
 import argparse
@@ -102,7 +104,7 @@ def bound(profile: Profile, config, image_tokens: int, device_name: str) -> floa
     """
     text = config.text_config
     token, logits = 2e-9 * sizes(config, profile.lora_r)["linears"], 2e-9 * text.hidden_size * text.vocab_size
-    peak = next((p for name, p in PEAK_TFLOPS.items() if device_name.startswith(name)), float("nan"))
+    peak = next((p for name, p in PEAK_TFLOPS.items() if f"{device_name}-".startswith((f"{name} ", f"{name}-"))), float("nan"))
     c = profile.tapo
     rows, sides = c.questions * (c.num_anchor + c.num_positive), c.questions * (2 if c.num_positive else 1)
     prompts, completions = sides * (image_tokens + 60), rows * profile.max_new_tokens
