@@ -19,7 +19,7 @@ from .config import PROFILES, Profile
 from .policy.inputs import PATCHES_AT_ONCE
 from .policy.prefix import ROOM
 from .policy.qwen import qwen_config
-from .steps import cut
+from .steps import cut_groups
 
 GIB = 2**30
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, scales of 64, scales of these
@@ -197,7 +197,7 @@ def update_passes(profile: Profile, config, new: int) -> tuple[list[tuple[int, i
         return len(shared), prompt + new * max(shared.values())
 
     found = []
-    for part in cut(costs, tapo.micro_tokens, tapo.micro_batch):
+    for part in cut_groups(costs, group, tapo.micro_tokens, tapo.micro_batch):
         sources = own[part.start : part.stop]
         asked = [question for question, _ in sources]
         passes = [packed(asked if loss.update_image == "anchor" else sources)]

@@ -110,3 +110,19 @@ def cut(costs: list[int], limit: int, rows: int) -> list[range]:
             start, spent = i, 0
         spent += cost
     return parts + [range(start, len(costs))] if costs else []
+
+
+def cut_groups(costs: list[int], group: int, limit: int, rows: int) -> list[range]:
+    """As `cut`, but whole groups of `group` rows stay together; one that is too large is cut by itself.
+
+    Rows of two groups in one part would be padded to the longer of their packed rows.
+
+    >>> cut_groups([2] * 8, group=4, limit=16, rows=10), cut_groups([2] * 8, group=4, limit=6, rows=10)
+    ([range(0, 8)], [range(0, 3), range(3, 4), range(4, 7), range(7, 8)])
+    """
+    whole, parts = [sum(costs[i : i + group]) for i in range(0, len(costs), group)], []
+    for part in cut(whole, limit, max(1, rows // group)):
+        start, stop = part.start * group, part.stop * group
+        inside = cut(costs[start:stop], limit, rows) if len(part) == 1 else [range(stop - start)]
+        parts += [range(start + p.start, start + p.stop) for p in inside]
+    return parts

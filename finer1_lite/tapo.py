@@ -35,7 +35,7 @@ from .prompts import question
 from .rewards import released_reward
 from .samplers import Triplet, TripletSampler, fill_batch
 from .sft import write_csv
-from .steps import Stepper, cut, halved_until_it_fits
+from .steps import Stepper, cut_groups, halved_until_it_fits
 
 Reward = Callable[[str, str], dict[str, float]]
 
@@ -195,7 +195,7 @@ class Tapo:
         advantages = group_advantages(rewards, self.num_generations, loss.advantage_scale)
         if loss.gamma or loss.eta2:  # now, so that no image is encoded while a graph waits
             self.cache.get(g.triplet.negative for g in groups)
-        parts = cut(rows.costs(self.cache), self.config.micro_tokens, micro_batch)
+        parts = cut_groups(rows.costs(self.cache), self.num_generations, self.config.micro_tokens, micro_batch)
         if loss.aggregation == "micro_batch":
             items = len(parts) * self.team.size
         figures = []

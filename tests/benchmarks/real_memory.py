@@ -157,10 +157,10 @@ def measure(profile: Profile, tokens: int, rollouts: bool = True, path: Path = R
     visual.to(torch.bfloat16)
     loop.cache.get(range(len(loop.labels)))
 
-    group = roll_out(phases) if rollouts else made_up(loop)
+    group, one = roll_out(phases) if rollouts else made_up(loop), replace(plan, tapo=replace(plan.tapo, questions=1))
     phases.run(
         "update", lambda: loop.update([group]),
-        train(plan, config, *update_passes(plan, config, profile.max_new_tokens)),
+        train(plan, config, *update_passes(one, config, profile.max_new_tokens)),
     )  # fmt: skip
 
     length = prompt_tokens(plan, config) + plan.chain_tokens
