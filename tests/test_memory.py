@@ -298,6 +298,10 @@ def test_under_their_own_images_anchor_and_positive_are_two_rows():
     assert packed(tokens=10 * 400 + 2 * 256, rows=10, loss=loss)[0] == [(2, 356 + 5 * 400)]
 
 
+def test_questions_that_do_not_fit_together_are_never_padded_to_each_other():
+    assert packed(tokens=8192, rows=10, new=1024) == ([(1, 356 + 7 * 1024)] * 2, 2 * 7 * 1024)
+
+
 def test_a_row_above_the_limit_still_stands_alone():
     assert packed(tokens=1)[0] == [(1, 356 + 400)] * 2
 

@@ -145,6 +145,16 @@ def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):
     assert moved[0] == pytest.approx(moved[1], rel=1e-4)
 
 
+def test_a_micro_batch_is_whole_questions_or_part_of_one(cache, data, monkeypatch):
+    rl = loop(cache, data, TAPO, replace(SMALL, questions=3, micro_batch=4))
+    groups, parts = rl.roll_out(rl.sampler.next(3)), []
+    score = rl.score
+    monkeypatch.setattr(rl, "score", lambda rows: parts.append([id(g) for g in rows.groups]) or score(rows))
+    rl.update(groups)
+    first, second, third = map(id, groups)
+    assert parts == [[first] * 4, [first] * 2, [second] * 4, [second] * 2, [third] * 4, [third] * 2]
+
+
 def test_dapo_has_as_many_rollouts_as_tapo_and_no_triplet_terms():
     config, loss = dapo_setting(PROFILE)
     assert config.num_anchor == PROFILE.tapo.num_anchor + PROFILE.tapo.num_positive and not config.num_positive
