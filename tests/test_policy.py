@@ -13,6 +13,7 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.losses import selective_log_softmax
 from finer1_lite.policy import dense as dense_module
+from finer1_lite.policy import load as load_module
 from finer1_lite.policy.dense import decoding
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
@@ -190,6 +191,13 @@ def test_on_a_gpu_attention_does_without_cudnn_and_fp16_sums():
     finally:
         cuda.enable_cudnn_sdp(before[0])
         cuda.matmul.allow_fp16_reduced_precision_reduction = before[1]
+
+
+def test_every_loaded_base_has_asked_for_the_cards_settings(policy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(load_module, "suit_the_card", asked.append)
+    load_base(policy.profile)
+    assert asked == ["cpu"]
 
 
 @pytest.mark.parametrize("dense", (True, False))

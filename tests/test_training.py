@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from finer1_lite.birds.dataset import load_birds
+from finer1_lite.checkpoint import Checkpoints
 from finer1_lite.config import get_profile
 from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig, group_advantages
 from finer1_lite.parallel import Team
@@ -78,6 +79,20 @@ def test_answer_loss_counts_the_end_token(cache, data):
     row = answer_rows(data["label"], cache, 0)[:1]
     _, n = answer_loss(policy, row)
     assert n == len(policy.processor.tokenizer(row[0][2])["input_ids"]) + 1
+
+
+def test_a_run_that_is_done_is_not_trained_again(cache, data, tmp_path):
+    """Its last step is kept, however rare checkpoints are: what comes after it may be killed too."""
+    rows, config = answer_rows(data["label"], cache, 0)[:4], replace(PROFILE.sft, epochs=1, batch_size=2)
+    first = load_policy(PROFILE)
+    history = train_sft(first, rows, config, 0, checkpoints=Checkpoints(tmp_path / "sft", every=50))
+    again = load_policy(PROFILE)
+    assert train_sft(again, rows, config, 0, checkpoints=Checkpoints(tmp_path / "sft", every=50)) == history
+    assert len(history) == 2 and all(torch.equal(a, b) for a, b in zip(first.trainable(), again.trainable()))
+    one, two = (loop(cache, data, TAPO) for _ in range(2))
+    log = one.train(checkpoints=Checkpoints(tmp_path / "tapo", every=50))
+    assert two.train(checkpoints=Checkpoints(tmp_path / "tapo", every=50)) == log
+    assert all(torch.equal(a, b) for a, b in zip(one.policy.trainable(), two.policy.trainable()))
 
 
 def test_epochs_use_every_row_once():
