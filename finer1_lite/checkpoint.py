@@ -101,7 +101,7 @@ class Checkpoints:
                 + (f"The one of step {last[-1]} is whole. " if last else "")
                 + "Free some space or choose another folder, then call train again: it goes on from memory."
             ) from error
-        for step in self.steps()[: -self.keep]:
+        for step in [s for s in self.steps() if s <= state.step][: -self.keep]:  # later ones can only be damaged
             shutil.rmtree(self.path(step), ignore_errors=True)
         return final
 

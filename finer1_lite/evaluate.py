@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from tqdm.auto import tqdm
@@ -138,7 +139,7 @@ def ask(
     keys, found, file = [""] * number, {}, nullcontext()
     if path is not None:
         path, part = Path(path), Path(f"{path}.part")
-        keys = _keys(policy, cache.images, labels, seen, prompts)
+        keys = _keys(policy, cache, labels, seen, prompts)
         found = _kept(path if path.exists() else part, keys, labels, prompts)
         if path.exists() and len(found) == number:
             return [found[i] for i in range(number)]
@@ -147,7 +148,7 @@ def ask(
         path.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("a", buffering=1)  # a line is written when it ends
     with file as out, tqdm(total=number, initial=len(found), desc=progress, unit="image", mininterval=5) as bar:
-        for batch in _batches(policy, cache.images, prompts):
+        for batch in _batches(policy, cache, prompts):
             missing = [i for i in batch if i not in found]
             if not missing:
                 continue
@@ -162,41 +163,43 @@ def ask(
     predictions = [found[i] for i in range(number)]
     if path is not None:
         save_predictions(path, predictions)
-        part.unlink()
+        part.unlink(missing_ok=True)  # gone already, if `path` has no suffix
     return predictions
 
 
-def _batches(policy: Policy, images, prompts: Sequence[str]) -> list[list[int]]:
+def _batches(policy: Policy, cache: VisionCache, prompts: Sequence[str]) -> list[list[int]]:
     """Row numbers by the length of their prompts in tokens, longest first, `eval_batch` at a time."""
     pictures, read = policy.processor.image_processor, policy.processor.tokenizer
     words = {text: len(read(text)["input_ids"]) for text in set(prompts)}
     tokens = []
     for i in range(len(prompts)):
-        width, height = images[i].size
+        (width, height), _ = cache.about(i)
         tokens.append(pictures.get_number_of_image_patches(height, width) // pictures.merge_size**2)
     order = sorted(range(len(prompts)), key=lambda i: -tokens[i] - words[prompts[i]])
     size = policy.profile.eval_batch
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _keys(policy: Policy, images, labels, seen, prompts) -> list[str]:
+def _keys(policy: Policy, cache: VisionCache, labels, seen, prompts) -> list[str]:
     """For each row, a digest of all that its prediction depends on."""
     model = fingerprint(policy)
     rows = zip(labels, seen, prompts)
     return [
-        hashlib.sha256(json.dumps([model, i, *row]).encode() + images[i].tobytes()).hexdigest()[:16]
-        for i, row in enumerate(rows)
+        hashlib.sha256(json.dumps([model, i, *row]).encode() + cache.about(i)[1]).hexdigest()[:16]
+        for i, row in enumerate(tqdm(rows, total=len(labels), desc="look at the pictures", leave=False, mininterval=5))
     ]
 
 
 def fingerprint(policy: Policy) -> str:
-    """A digest of what decides greedy answers: the adapter's weights, the base by its name, precision and limits."""
+    """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
     profile = policy.profile
     limits = (profile.dtype, profile.quantize, profile.max_pixels, profile.max_new_tokens)
-    digest = hashlib.sha256(repr((Path(profile.model_id).name, *limits)).encode())
+    digest = hashlib.sha256(repr(limits).encode())
+    weights = dict(policy.backbone.language_model.layers[-1].named_parameters())  # merged or trained on, all layers differ
     if isinstance(policy.model, PeftModel):
-        for name, weight in sorted(get_peft_model_state_dict(policy.model, save_embedding_layers=False).items()):
-            digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+        weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -269,14 +272,17 @@ def subset_error(labels: Sequence[str], chosen: Sequence[str], right: Sequence[f
     whole, part, n = Counter(labels), Counter(chosen), len(chosen)
     if not n or part - whole:
         raise ValueError("the chosen labels are not a part of all labels; give both from the same data")
-    p, alike = (0.5, 0.0) if right is None else (float(np.mean(right)), _alike(np.asarray(right, float), chosen))
     between = sum((part[c] / n - whole[c] / len(labels)) ** 2 for c in whole)
-    return float(np.sqrt(p * (1 - p) * (alike * between + (1 - alike) * (1 / n - 1 / len(labels)))))
+    within = 1 / n - 1 / len(labels)
+    if right is None:
+        return float(np.sqrt(0.25 * max(between, within)))
+    p, alike = float(np.mean(right)), _alike(np.asarray(right, float), chosen)
+    return float(np.sqrt(p * (1 - p) * (alike * between + (1 - alike) * within)))
 
 
 def _alike(right: np.ndarray, classes: list[str]) -> float:
     """Correlation of two outcomes of one class, from the analysis of variance; 0 where no class has two images."""
-    groups = [right[np.array(classes) == name] for name in set(classes)]
+    groups = [right[np.array(classes) == name] for name in dict.fromkeys(classes)]
     n, sizes = len(right), np.array([len(g) for g in groups])
     if len(groups) in (1, n):
         return 0.0

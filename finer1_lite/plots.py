@@ -11,6 +11,9 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
+
+from .data.images import as_rgb
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..", "xx", "\\\\")
@@ -27,7 +30,7 @@ def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, images)):
-        axis.imshow(image)
+        axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
         axis.set_title(titles[i] if titles else "", fontsize=8)
     figure.tight_layout(pad=0.3)
     return figure
@@ -137,7 +140,7 @@ def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92,
         axis.axis("off")
     for i, row in enumerate(images):
         for axis, image, title in zip(axes[i], row, titles[i] if titles else [""] * across):
-            axis.imshow(image)
+            axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
             axis.set_title(title, fontsize=8)
         text = "\n".join(wrapped[i][:lines] + ["..."] * (len(wrapped[i]) > lines))
         axes[i, -1].text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)

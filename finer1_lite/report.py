@@ -85,6 +85,9 @@ def table(results: pd.DataFrame) -> str:
         cells = []
         for protocol in ("open", "closed"):
             for split in ("seen", "unseen"):
+                if (method, protocol, split) not in figures.groups:  # no unseen classes, say
+                    cells.append("-")
+                    continue
                 values = figures.get_group((method, protocol, split)) * 100
                 spread = f" ({values.min():.0f}-{values.max():.0f})" if len(values) > 1 else ""
                 cells.append(f"{values.mean():.1f}{spread}")

@@ -3,12 +3,13 @@ r"""What an answer is worth. Plain functions of the completion's text and the la
 The paper's reward (arXiv 2602.07605, section 4.1) is 0.9 accuracy + 0.1 format, exactly as in the released
 code (`TAPO/examples/reward_function/cls_thinking.py`, commit 84cdc5c): white space around ``<``, ``>`` and
 ``/`` is stripped first; format asks that the whole completion be ``<think>...</think> <answer>...</answer>``;
-accuracy asks that the lower-cased label be contained in the first answer.
+accuracy asks that the lower-cased label be contained in the first answer. One departure: the label loses such white
+space too, else a class "Audi A4 / S4" could never be right.
 
 Containment pays for "Finch A or Finch B or Finch C", a known reward hack. `strict_accuracy` and
 `guarded_reward` close it; `look_alike_reward` gives partial credit for an answer of the right family. Both
 are additions. To train with another reward, write a function (completion, label) -> dict with "overall" (what
-the advantage is made of) and "accuracy" (0 or 1, what the group filter counts).
+the advantage is made of), "accuracy" (0 or 1, what the group filter counts) and, only for the log, "format".
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def format_reward(completion: str) -> float:
 
 
 def accuracy_reward(completion: str, label: str) -> float:
-    """1.0 if the first answer contains the label, in any case, else 0.0 (so without an answer). As released.
+    """1.0 if the first answer contains the label, in any case, else 0.0 (so without an answer).
 
     >>> accuracy_reward("<answer>a house finch or a wren</answer>", "Wren")
     1.0
@@ -60,7 +61,7 @@ def accuracy_reward(completion: str, label: str) -> float:
     if not label.strip():
         raise ValueError("the label is empty; every answer would contain it")
     answer = extract_answer(completion)
-    return float(answer is not None and label.lower() in answer.lower())
+    return float(answer is not None and strip_tags_space(label).lower() in answer.lower())
 
 
 def _weighted(accuracy: float, format_score: float) -> float:
@@ -110,6 +111,19 @@ def strict_accuracy(completion: str, label: str) -> float:
     """
     answer = extract_answer(completion)
     return float(answer is not None and normalise(answer) == normalise(label) != "")
+
+
+def loose_reward(completion: str, label: str) -> dict[str, float]:
+    """`released_reward`, but case, hyphens and other punctuation of a name do not count, as when answers are judged.
+
+    For names out of folders: a model writes "Black-footed Albatross" where CUB has "Black footed Albatross".
+
+    >>> loose_reward("<think>x</think> <answer>Black-footed Albatross</answer>", "Black footed Albatross")["accuracy"]
+    1.0
+    """
+    scores = released_reward(completion, label)
+    accuracy = float(normalise(label) in normalise(extract_answer(completion) or ""))
+    return scores | {"accuracy": accuracy, "overall": _weighted(accuracy, scores["format"])}
 
 
 def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:

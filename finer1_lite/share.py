@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from . import __version__
 from .config import ASSETS, QWEN_3B, Profile
-from .policy.load import Policy, load_processor, quantization
+from .policy.load import Policy, base_name, load_processor, quantization
 from .report import versions
 from .story import dapo_setting
 from .use import BARE_PROMPT, PROMPT
@@ -63,7 +63,7 @@ from PIL import Image
 question = "{question}"
 chat = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": question}}]}}]
 text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-inputs = processor(text=[text], images=[Image.open("bird.png")], return_tensors="pt").to(model.device)
+inputs = processor(text=[text], images=[Image.open("picture.png")], return_tensors="pt").to(model.device)
 made = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False, repetition_penalty=1.0)
 print(processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
@@ -93,13 +93,6 @@ Another question, precision or version of a library can change an answer.
 """
 
 
-def base_name(profile: Profile) -> str:
-    """The base model's name without this machine's path."""
-    if profile.model_id == TINY:
-        return "finer1_lite/birds/assets/base"
-    return Path(profile.model_id).name if Path(profile.model_id).exists() else profile.model_id
-
-
 def stages(profile: Profile, method: str) -> dict[str, object]:
     """What was done to the base, in order: stage -> settings. ValueError for a method that trains nothing."""
     if method not in METHOD_NAMES:
@@ -112,12 +105,14 @@ def stages(profile: Profile, method: str) -> dict[str, object]:
 
 
 def model_card(
-    profile: Profile, method: str, data: str, results: pd.DataFrame | None = None, merged: bool = False
-) -> str:
+    profile: Profile, method: str, data: str, results: pd.DataFrame | None = None, merged: bool = False,
+    prompt: str | None = None,
+) -> str:  # fmt: skip
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run in words.
 
     profile: with the settings that were used (`policy.profile`). data: what it was trained on, in your words.
-    results: rows of a results file (`evaluate.COLUMNS`), of the seed that the adapter comes from. ValueError
+    results: rows of a results file (`evaluate.COLUMNS`), of the seed that the adapter comes from. prompt: the question
+    with its instruction, as in training; that about birds if not given. ValueError
     for a method that trains nothing or has no rows.
     """
     settings = [
@@ -132,7 +127,7 @@ def model_card(
         kind=f"{base} with a LoRA adapter merged into it" if merged else f"A LoRA adapter for {base}",
         thinks=",\nafter a chain of analysis, candidates, comparison and prediction" if think else "",
         version=__version__, load=LOAD_MERGED if merged else _load(profile),
-        question=PROMPT if think else BARE_PROMPT, tokens=profile.max_new_tokens,
+        question=prompt or (PROMPT if think else BARE_PROMPT), tokens=profile.max_new_tokens,
         weights=_weights(profile, merged), data=data,
         training="\n".join([f"{lora}; seed {profile.seed}", *settings, made_with]),
         results=_results(results, method), licence=LICENCES.get(profile.model_id, UNKNOWN)[1],
@@ -191,11 +186,12 @@ def _results(results: pd.DataFrame | None, method: str) -> str:
 
 
 def save_for_sharing(
-    policy: Policy, folder: str | Path, method: str, data: str, results: pd.DataFrame | None = None
-) -> Path:
+    policy: Policy, folder: str | Path, method: str, data: str, results: pd.DataFrame | None = None,
+    prompt: str | None = None,
+) -> Path:  # fmt: skip
     """Write adapter (safetensors), processor and `model_card`: all that a stranger needs besides the base."""
     folder = Path(folder)
-    card = model_card(policy.profile, method, data, results)  # first: a wrong argument leaves no folder
+    card = model_card(policy.profile, method, data, results, prompt=prompt)  # first: a wrong argument leaves no folder
     policy.save(folder)
     _save_processor(policy.profile, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -205,7 +201,7 @@ def save_for_sharing(
 def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card: str) -> Path:
     """Write base + adapter as one model in bfloat16 with its processor; plain transformers loads the folder.
 
-    The base is loaded anew and unquantised, on the CPU (two bytes of memory for each parameter): to merge
+    The base is loaded anew and unquantised, on the profile's device (two bytes of memory for each parameter): to merge
     into NF4 weights would keep their rounding error and add a second one. But the adapter was trained on NF4
     weights, so the merged model is *not* the same to the bit. Chapter 6
     measures how much the answers change.
@@ -215,7 +211,7 @@ def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card:
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        profile.model_id, dtype=torch.bfloat16, use_safetensors=True
+        profile.model_id, dtype=torch.bfloat16, use_safetensors=True, device_map=profile.device
     )
     PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
     _save_processor(profile, folder)

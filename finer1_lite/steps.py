@@ -4,6 +4,7 @@ A step whose loss or gradient is not finite is left out and counted. A micro-bat
 memory is cut in halves. Neither changes a step that goes well.
 """
 
+import gc
 import math
 import warnings
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
                 warnings.warn(f"out of memory: {what} lowered from {first} to {size}", RuntimeWarning, stacklevel=2)
             return result, size
         size //= 2
+        gc.collect()  # 4-bit models refer to themselves: one that was let go may still be on the card
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

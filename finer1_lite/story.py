@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from .birds.dataset import PER_CLASS, load_birds
 from .config import ASSETS, Profile, TapoConfig, get_profile
-from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, to_completion
+from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, spelt, to_completion
 from .cot.concepts import choose_concepts
 from .cot.teacher import Built, Sampler, Task, build_chains
 from .evaluate import METHODS, WITHOUT_CHAIN, Prediction, predict, result_rows
@@ -49,8 +50,12 @@ def sampler_of(policy: Policy, cache: VisionCache, seed: int, temperature: float
     generator = torch.Generator(policy.device).manual_seed(seed)
 
     def sample(asked: list[tuple[int, str]]) -> list[str]:
-        prompts = [(prompt, cache.get([i])[0]) for i, prompt in asked]
-        return rollout(policy, prompts, 1, generator, temperature).texts
+        size, texts = policy.profile.rollout_batch, []
+        for start in tqdm(range(0, len(asked), size), desc="write", mininterval=5, disable=len(asked) <= size):
+            part = asked[start : start + size]
+            prompts = [(prompt, seen) for (_, prompt), seen in zip(part, cache.get(i for i, _ in part))]
+            texts += rollout(policy, prompts, 1, generator, temperature).texts
+        return texts
 
     return sample
 
@@ -72,7 +77,7 @@ def chain_rows(tasks: list[Task], built: Built) -> list[dict]:
     rows = []
     for attempt in built.accepted:
         task = tasks[attempt.task]
-        completion = to_completion(attempt.chain)
+        completion = to_completion(spelt(attempt.chain, task.label))
         rows.append(chat_row(task.image_index, task.label, instructed(task.question), completion))
     return rows
 
@@ -94,7 +99,8 @@ def answer_rows(
 
 def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[str]]:
     """Every class's other classes, most similar first, by the mean image tokens of the policy's own tower."""
-    means = torch.stack([s.tokens.float().mean(0) for s in cache.get(range(len(labels)))])
+    parts = (range(len(labels))[start : start + 64] for start in range(0, len(labels), 64))  # all may not fit into memory
+    means = torch.stack([s.tokens.float().mean(0) for part in parts for s in cache.get(part)])
     return nearest_classes(labels, means - means.mean(0))
 
 

@@ -62,8 +62,8 @@ class Tapo:
     """The loop's state: policy, images, triplets, optimizer, random generators.
 
     `labels[i]` is the class of image `i` of `cache`. A `config` with num_positive = 0 and a `loss`
-    with gamma = eta1 = eta2 = 0 is DAPO. `reward(completion, label)` returns "overall", "format" and
-    "accuracy"; `ask(rng)` a prompt.
+    with gamma = eta1 = eta2 = 0 is DAPO. `reward(completion, label)` returns "overall", "accuracy" and, for the
+    log, "format"; `ask(rng)` a prompt. ValueError if there are more processes than questions in a step.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class Tapo:
         self.policy, self.cache, self.labels, self.sampler = policy, cache, labels, sampler
         self.config, self.loss, self.reward, self.ask, self.seed = config, loss, reward, ask, seed
         self.team = Team()  # of one, unless `accelerate launch` started more
+        if self.team.size > config.questions:
+            raise ValueError(f"{self.team.size} processes for {config.questions} questions a step; raise `questions`")
         own_seed = seed + 10_000 * self.team.rank
         self.generator, self.rng = torch.Generator(policy.device).manual_seed(own_seed), np.random.default_rng(own_seed)
         optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
@@ -112,11 +114,12 @@ class Tapo:
         ids = torch.cat([widen(side.completion_ids, width, 0) for side in sides])
         mask = torch.cat([widen(side.completion_mask, width, 0) for side in sides])
         scores = [self.reward(text, label) for text in texts]
-        rewards, *shares = (torch.tensor([s[key] for s in scores]) for key in ("overall", "accuracy", "format"))
+        shares = [[s["overall"], s["accuracy"], s.get("format", torch.nan)] for s in scores]
+        rewards, accuracies, formats = torch.tensor(shares, dtype=torch.float32).unbind(-1)
         if self.config.overlong_buffer:
             limit = self.policy.profile.max_new_tokens
             rewards = rewards + overlong_penalty(mask.sum(-1), limit, self.config.overlong_buffer)
-        return Group(triplet, asked, label, texts, ids, mask, rewards, *shares)
+        return Group(triplet, asked, label, texts, ids, mask, rewards, accuracies, formats)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
         """This process's groups with a signal for one step (dynamic sampling), and what all drawn groups were like."""
@@ -165,7 +168,7 @@ class Tapo:
         current, old = condition_logps(anchor_logps, own_logps, self.loss.update_image, self.loss.old_image)
         if not self.loss.gamma and not self.loss.eta2:
             return current, old, None
-        with torch.set_grad_enabled(self.loss.negative_grad):
+        with torch.set_grad_enabled(self.loss.negative_grad and torch.is_grad_enabled()):
             return current, old, under([g.triplet.negative for g in rows.groups])
 
     def update(self, groups: list[Group]) -> dict[str, float]:
@@ -225,6 +228,7 @@ class Tapo:
         bar = tqdm(
             total=self.config.steps, initial=len(self.history), desc="RL", mininterval=5, disable=not self.team.main
         )
+        whole, before = -1, {}
         try:
             while len(self.history) < self.config.steps:
                 whole, before = len(self.history), self._position()

@@ -74,6 +74,9 @@ def test_own_confusions_are_counted_by_the_reward():
     assert reward("<think>x</think> <answer> b tarn </answer>", "b tarn")["accuracy"] == 1
     reward("no answer at all", "b tarn")
     assert confusion.hardest("a tarn") == "b tarn" and confusion.hardest("b tarn") is None
+    named = ConfusionCounts(["House-Finch", "Wren"])  # as folders spell it
+    watched(named)("<answer>house finch</answer>", "Wren")
+    assert named.hardest("Wren") == "House-Finch"
 
 
 def _answers(folder, name, right):

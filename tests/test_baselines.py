@@ -194,6 +194,10 @@ def test_two_calls_name_seen_and_unseen_birds_and_answers_are_kept(lab):
     path = lab.out / "baseline_describe_then_name_open.jsonl"
     path.write_text(path.read_text().replace("This is a", "I see a"))
     assert all(p.text.startswith("I see a") for p in baselines.answers_of(lab, "describe_then_name", "open")[:5])
+    path.write_text(path.read_text().replace(baselines.shipped_models(), "0" * 16))
+    with pytest.raises(ValueError, match="answers of other models"):
+        baselines.answers_of(lab, "describe_then_name", "open")
+    path.unlink()
 
 
 def test_examples_stand_before_the_question_with_their_names(lab, monkeypatch):

@@ -232,6 +232,13 @@ def test_a_bounded_number_stays_and_the_newest_is_loaded(three):
     assert three.load({"profile": "cpu"}) is None
 
 
+def test_a_later_checkpoint_that_is_damaged_does_not_push_out_a_whole_one(three):
+    (three.path(3) / TENSORS).write_bytes(b"")
+    three.keep = 1
+    saved = three.save(State(2, {"adapter/x": torch.zeros(4)}, {"n": 22}, {"profile": "cpu"}))
+    assert saved.exists() and three.steps() == [2, 3]
+
+
 @pytest.mark.parametrize("damage", ["cut", "one bit", "no state", "half a state"])
 def test_a_damaged_checkpoint_is_named_and_left_and_the_one_before_is_taken(three, damage):
     newest = three.path(3)

@@ -529,3 +529,12 @@ def test_a_large_teacher_is_told_what_each_part_is():
     # The prompt's own words, sent back, are no chain: a teacher that only repeats it is caught.
     assert C.check_chain(asked[0][1], "Sage Thrasher") and built.accepted[0].chain.prediction == "Sage Thrasher"
     assert len(set(T.describe_questions("car"))) == 4 and all("car" in q for q in T.describe_questions("car"))
+
+
+def test_a_name_is_taught_as_the_data_set_writes_it():
+    chain = C.Chain("grey back.", ["Black-footed Albatross", "Wren"], "the wren is small.", "Black-footed Albatross")
+    made = C.spelt(chain, "Black footed Albatross")
+    assert made.prediction == made.options[0] == "Black footed Albatross" and made.options[1] == "Wren"
+    assert C.read_chain(C.to_completion(made)) == made
+    cut = C.Chain("red.", ["Trap Door", "Wren"], "the wren is small.", "Trap Door")
+    assert C.spelt(cut, "Trap; Door") == cut  # the list of candidates could not be read back

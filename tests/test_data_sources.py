@@ -70,7 +70,7 @@ def test_two_names_that_become_one_are_named():
         clean_names(["a_b", "a b"])
     with pytest.raises(ValueError, match="differ only in case"):
         clean_names(["Wren", "wren"])
-    with pytest.raises(ValueError, match="'__' is empty once cleaned"):
+    with pytest.raises(ValueError, match="'__' has no letter or digit once cleaned"):
         clean_names(["__"])
     nfd = unicodedata.normalize("NFD", "Éider")
     assert set(clean_names([nfd, "Éider"]).values()) == {"Éider"}  # two systems' spelling of one folder
@@ -112,6 +112,10 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="class folder .*empty holds no picture"):
         folder_entries(tmp_path)
+    world(tmp_path / "parts" / "train")
+    picture(tmp_path / "parts" / "test" / "a.jpg")  # would be lost, or a class "test"
+    with pytest.raises(ValueError, match="the split folder .*test has no class folders"):
+        folder_entries(tmp_path / "parts")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -179,6 +183,13 @@ def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path
     assert loaded.skipped[1] == (paths[0], "listed before, as 'wren': a picture may be in one split only")
     assert loaded.report().split("\n")[:3] == [
         "3 pictures of 2 classes", "no picture left: robin", "one picture only: finch"]  # fmt: skip
+    assert load_images([entries[0]] * 2 + entries[1:3]).data["label"] == ["wren", "wren", "finch"]  # one object, twice
+
+
+def test_one_class_without_a_number_is_named(tmp_path):
+    entries = [Entry(picture(tmp_path / f"{i}.png"), label) for i, label in enumerate(["001.Wren", "002.Finch", "none"])]
+    assert "numbers stay in names as '001.Wren', for 'none' has none" in load_images(entries).report()
+    assert "numbers" not in load_images(entries[:2]).report()
 
 
 def test_many_files_leave_the_filters_of_warnings_as_they_were(tmp_path):
@@ -314,6 +325,9 @@ def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):
     assert len(loaded.data.cache_files) == 2  # pictures stay in the files, not in memory
     with pytest.raises(ValueError, match="has a part 'unlabelled': is it train, val or test. split='unlabelled'"):
         hub_images("parquet", data_files=files | {"unlabelled": files["train"]}, **names)
+    files["train"] = parquet(tmp_path / "c.parquet", 0, None)
+    with pytest.raises(ValueError, match="row 1 of 'train' in parquet has no 'kind'"):
+        hub_images("parquet", data_files=files, **names)
     with pytest.raises(ValueError, match="the column 'kind' of parquet holds no pictures"):
         hub_images("parquet", data_files=files, **names | {"image": "kind"})
 

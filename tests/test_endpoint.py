@@ -177,6 +177,16 @@ def test_two_endpoints_share_a_store(teacher):
     assert len(lines(one)) == 4 and teacher("shared 1")([(0, "b")]) == ["b #1"]
 
 
+def test_a_store_that_got_shorter_is_not_written_over(teacher, tmp_path):
+    one = teacher("shorter")
+    one([(0, "a"), (0, "b")])
+    path = tmp_path / "answers.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match="got shorter"):
+        one([(0, "c")])
+    assert len(lines(teacher("shorter"))) == 1
+
+
 @pytest.mark.parametrize("line", ["not JSON", '{"key": "a"}', "[]"])
 def test_a_broken_line_is_named(teacher, tmp_path, line):
     (tmp_path / "answers.jsonl").write_text(line + "\n")

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-
+import torch
 from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
 from finer1_lite.evaluate import (
-    COLUMNS, METHODS, _batches, ask, bootstrap_difference, bootstrap_seeds, judge, load_predictions, make_options,
+    COLUMNS, METHODS, _batches, ask, bootstrap_difference, bootstrap_seeds, fingerprint, judge, load_predictions, make_options,
     predict, prompts_for, result_rows, subset_error, subset_of,
 )  # fmt: skip
 from finer1_lite.losses import DAPO
@@ -196,8 +196,8 @@ def test_the_longest_questions_come_first(small):
     kept, policy.processor.image_processor.size = policy.processor.image_processor.size, {
         "shortest_edge": 112 * 112, "longest_edge": 10**6}  # fmt: skip
     try:
-        batches = _batches(wide, images, prompts)
-        seen = VisionCache(policy.model, policy.processor, images).get(range(12))
+        cache = VisionCache(policy.model, policy.processor, images)
+        batches, seen = _batches(wide, cache, prompts), cache.get(range(12))
     finally:
         policy.processor.image_processor.size = kept
     lengths = [len(prompt_ids(policy.processor, text, s)) for text, s in zip(prompts, seen)]
@@ -255,11 +255,35 @@ def test_the_error_of_a_subset_is_what_many_subsets_show(n, alike):
     assert subset_error(labels, few["label"]) >= np.mean(told) * 0.999  # without answers: the largest it can be
 
 
+def test_another_base_of_the_same_name_has_another_fingerprint():
+    policy = load_base(get_profile("cpu"))
+    before = fingerprint(policy)
+    assert before == fingerprint(load_base(get_profile("cpu"))) != fingerprint(add_adapter(load_base(get_profile("cpu")), 0))
+    with torch.no_grad():
+        policy.backbone.language_model.layers[-1].input_layernorm.weight[0] += 1e-3
+    assert fingerprint(policy) != before
+
+
+def test_a_picture_is_opened_once_for_its_size_and_digest(birds):
+    opened = []
+
+    class Images(list):
+        def __getitem__(self, i):
+            opened.append(i)
+            return list.__getitem__(self, i)
+
+    policy = load_base(get_profile("cpu"))
+    cache = VisionCache(policy.model, policy.processor, Images(birds[:2]["image"]))
+    assert cache.about(0) == cache.about(0) != cache.about(1) and opened == [0, 1]
+    assert cache.about(1)[0] == birds[1]["image"].size
+
+
 def test_the_error_of_a_subset_by_hand():
     labels = ["a"] * 4 + ["b"] * 4
     # (1/4 - 1/8) / 4; then two whole classes of which one is asked: classes, of one kind each, are all that counts.
     assert subset_error(labels, ["a", "a", "b", "b"]) == pytest.approx((0.125 / 4) ** 0.5)
     assert subset_error(labels, labels) == 0.0
+    assert subset_error(labels * 9, ["a"] * 4) == pytest.approx(0.25**0.5 * 0.5**0.5)  # one class alone: it may be all alike
     assert subset_error(labels * 2, ["a", "a", "b", "b"], [1, 1, 0, 0]) == 0.0  # rows of a class are all alike
     with pytest.raises(ValueError, match="not a part"):
         subset_error(labels, ["a", "c"])

@@ -1,6 +1,8 @@
 """The policy's shortcuts give the same numbers as the plain way: cached images, own decoding, scoring."""
 
+import gc
 import warnings
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -191,6 +193,27 @@ def test_on_a_gpu_attention_does_without_cudnn_and_fp16_sums():
     finally:
         cuda.enable_cudnn_sdp(before[0])
         cuda.matmul.allow_fp16_reduced_precision_reduction = before[1]
+
+
+def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
+    """Each of a 3B takes 2.5 GiB of a machine's memory; they are frozen, so one is enough."""
+    profile = replace(policy.profile, offload_tower=True)
+    one, two = load_policy(profile), load_policy(profile)
+    assert one.backbone.visual is two.backbone.visual is not load_base(policy.profile).backbone.visual
+    made = VisionCache(two.model, two.processor, images).get([1])[0]
+    assert torch.equal(made.tokens, cache.get([1])[0].tokens)
+    where = weakref.ref(one.backbone.visual)
+    del one, two, made
+    gc.collect()
+    assert where() is None  # and nothing else holds it
+
+
+def test_pictures_of_many_sizes_are_encoded_as_one_by_one(policy, images):
+    mixed = [images[0], images[1].resize((300, 200)), images[2].convert("L"), images[3]]
+    together = VisionCache(policy.model, policy.processor, mixed).get(range(4))
+    for i, seen in enumerate(together):
+        alone = VisionCache(policy.model, policy.processor, mixed).get([i])[0]
+        assert torch.equal(alone.grid, seen.grid) and torch.allclose(alone.tokens, seen.tokens, atol=1e-4)
 
 
 def test_every_loaded_base_has_asked_for_the_cards_settings(policy, monkeypatch):

@@ -71,6 +71,13 @@ def test_bad_states_say_what_is_wrong():
             list(self_teach(TASKS, SEEDS, lambda rows: None, **how))
     with pytest.raises(ValueError, match="a few seed chains"):
         list(self_teach(TASKS, [], lambda rows: None))
+    with pytest.raises(ValueError, match="every task's image has a seed chain"):
+        list(self_teach(TASKS[:1], SEEDS, lambda rows: None))
+
+
+def test_the_next_student_is_trained_on_the_rows_that_were_given_out():
+    rounds, trained, _ = taught([["", chain("robin")], [chain("finch"), ""], ["", ""]], tries=1)
+    assert trained[1:] == [[row["image_index"] for row in r.rows] for r in rounds[:2]] == [[0, 2], [0, 1, 2]]
 
 
 def test_one_real_round(tmp_path):

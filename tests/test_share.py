@@ -151,12 +151,12 @@ def test_the_code_on_the_card_runs_and_names_the_bird(kind, birds, texts, reques
     assert len([line for line in load.splitlines() if line and "ASSETS  #" not in line]) <= 5
     label = evaluation_species()[0].name
     assert answers(texts)[0] == label  # a bird that the policy gets right
-    (folder / "bird.png").unlink(missing_ok=True)
+    (folder / "picture.png").unlink(missing_ok=True)
     try:
-        birds[0].save(folder / "bird.png")
+        birds[0].save(folder / "picture.png")
         run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     finally:
-        (folder / "bird.png").unlink()
+        (folder / "picture.png").unlink()
     assert run.returncode == 0, run.stderr[-2000:]
     assert read_answer(Path(), run.stdout).answer == label
 

@@ -1,7 +1,9 @@
 """The two loops train for real on the tiny model: every adapter weight moves, the same seed repeats itself."""
 
+import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import answer_loss, epochs_of, gather_gradients, train_sft
 from finer1_lite.steps import Stepper, out_of_memory
 from finer1_lite.story import answer_rows, dapo_setting, look_alike_classes
-from finer1_lite.tapo import Tapo, own_images
+from finer1_lite.tapo import Rows, Tapo, own_images
 
 PROFILE = get_profile("cpu")
 SMALL = replace(PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6, temperature=2.0)
@@ -168,6 +170,28 @@ def test_a_micro_batch_is_whole_questions_or_part_of_one(cache, data, monkeypatc
     rl.update(groups)
     first, second, third = map(id, groups)
     assert parts == [[first] * 4, [first] * 2, [second] * 4, [second] * 2, [third] * 4, [third] * 2]
+
+
+def test_without_gradients_a_gradient_through_the_negative_keeps_nothing(cache, data):
+    own = loop(cache, data, TAPO)
+    groups = own.roll_out(own.sampler.next(1))
+    rows = Rows.of(groups, own.config.num_anchor)
+    assert TAPO.negative_grad and all(t.requires_grad for t in own.score(rows)[::2])
+    with torch.no_grad():
+        assert not any(t.requires_grad for t in own.score(rows))
+
+
+def test_a_reward_needs_no_format_and_no_decimals(cache, data):
+    own = loop(cache, data, DAPO)
+    own.reward = lambda completion, label: {"overall": len(completion) % 2, "accuracy": len(completion) % 2}
+    groups, facts = own.collect()
+    assert facts["groups_kept"] and math.isnan(facts["format"]) and math.isfinite(own.update(groups)["loss"])
+
+
+def test_more_processes_than_questions_are_refused_at_once(cache, data, monkeypatch):
+    monkeypatch.setattr("finer1_lite.tapo.Team", lambda: SimpleNamespace(rank=0, size=3))
+    with pytest.raises(ValueError, match="3 processes for 2 questions"):
+        loop(cache, data, DAPO)
 
 
 def test_dapo_has_as_many_rollouts_as_tapo_and_no_triplet_terms():

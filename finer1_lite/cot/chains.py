@@ -24,7 +24,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -155,6 +155,18 @@ def to_prose(chain: Chain) -> str:
 def to_completion(chain: Chain) -> str:
     """What the student learns to write, as the module's docstring shows it."""
     return f"<think>\n{to_prose(chain)}\n</think>\n<answer> {chain.prediction} </answer>"
+
+
+def spelt(chain: Chain, label: str) -> Chain:
+    """The chain with its name as the data set writes it, "Black footed Albatross" for "Black-footed Albatross": it is
+    what the reward looks for. The chain itself, where it could not be read again with that name in it."""
+    same = normal_name(chain.prediction)
+    options = [label if normal_name(option) == same else option for option in chain.options]
+    made = replace(chain, options=options, prediction=label)
+    try:
+        return made if read_chain(to_completion(made)) == made else chain
+    except ChainError:
+        return chain
 
 
 def normal_name(name: str) -> str:

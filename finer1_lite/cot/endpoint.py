@@ -80,8 +80,8 @@ class Usage:
 class Answers:
     """Answers as lines of a file that only grows: {"key", "prompt", "text", "unusable", token counts}.
 
-    The half line of a killed process is dropped; a line that is deleted is asked again. Several endpoints may write
-    to one file. ValueError for a line that is no answer.
+    The half line of a killed process is dropped; a line that is deleted before is asked again. Several endpoints may write
+    to one file. ValueError for a line that is no answer, and if the file got shorter since it was read.
     """
 
     def __init__(self, path: str | Path):
@@ -94,6 +94,8 @@ class Answers:
 
     def _read(self, file) -> None:
         """Takes up what was added since the last time."""
+        if file.seek(0, os.SEEK_END) < self._end:
+            raise ValueError(f"{self.path} got shorter since it was read; somebody changed it, make the endpoint anew")
         file.seek(self._end)
         *lines, _ = file.read().split(b"\n")
         for line in lines:

@@ -259,7 +259,7 @@ def merge_reviews(rows: Sequence[dict], paths: Iterable[str | Path]) -> Merged:
     pairs = [Difference(row, first[i], second[i]) for i, row in by_id.items() if i in first and i in second]
     if not pairs:
         raise ReviewError(f"{' and '.join(names)} have decided no row in common")
-    same = [all(a[key] == b[key] for key in ("decision", "text")) for _, a, b in pairs]
+    same = [all(a.get(key) == b.get(key) for key in ("decision", "text")) for _, a, b in pairs]
     said = [(a["decision"], b["decision"]) for _, a, b in pairs]
     return Merged(
         names, sum(a == b for a, b in said) / len(said), cohens_kappa(said),

@@ -48,9 +48,12 @@ def self_teach(
         raise ValueError("self-teaching needs a few seed chains, tasks, and at least one round and one try")
     given = {row["image_index"] for row in seeds}
     open_tasks = [task for task in tasks if task.image_index not in given]
+    if not open_tasks:
+        raise ValueError("every task's image has a seed chain: there is nothing left to ask; train on the seeds")
     kept: dict[int, dict] = {}
+    rows = list(seeds)
     for number in range(1, rounds + 1):
-        student = train([*seeds, *kept.values()])
+        student = train(rows)
         texts = student([(t.image_index, instructed(t.question)) for t in open_tasks for _ in range(tries)])
         fresh, reasons = {}, Counter()
         for i, text in enumerate(texts):
@@ -66,4 +69,5 @@ def self_teach(
                 f"none of {len(texts)} chains was accepted ({', '.join(f'{r}: {n}' for r, n in reasons.most_common(2))}): "
                 "the student has not learnt the form; give more seed chains, or train longer"
             )
-        yield Round(number, [*seeds, *(kept[i] for i in sorted(kept))], len(texts), len(fresh), reasons)
+        rows = [*seeds, *(kept[i] for i in sorted(kept))]
+        yield Round(number, rows, len(texts), len(fresh), reasons)

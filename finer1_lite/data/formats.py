@@ -134,6 +134,8 @@ def _parts(text: str) -> list[dict]:
 def _joined(content: str | list[dict]) -> str:
     if isinstance(content, str):
         return content
+    if not isinstance(content, list):
+        raise ValueError(f"a turn's content should be a text or a list of parts, got {content!r}")
     for part in content:
         filled = {key for key, value in part.items() if value is not None}
         if filled != ({"type"} if part.get("type") == "image" else {"type", "text"}):
@@ -266,7 +268,7 @@ def _checked(row: dict) -> dict:
     if not {"image_path", "question", "options", "ground_truth"} <= set(row):
         raise ValueError(f"image_path, question, options and ground_truth are needed, got {', '.join(row)}")
     options, right = row["options"], row["ground_truth"]
-    if len(options) != OPTIONS or len(set(map(normalise, options))) < OPTIONS:
+    if not isinstance(options, list) or len(options) != OPTIONS or len(set(map(normalise, options))) < OPTIONS:
         raise ValueError(f"{OPTIONS} options are needed that differ in more than case and punctuation, got {options}")
     if right not in options:
         raise ValueError(f"the ground truth {right!r} is not among the options {options}")

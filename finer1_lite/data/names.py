@@ -46,7 +46,7 @@ def _numbered(names: list[str]) -> bool:
 
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
     """Each distinct raw name with its clean one. Numbers of classes, as folders of CUB and Dogs begin with, go: no model
-    could guess them. ValueError for a name of which nothing is left, and for two that
+    could guess them. ValueError for a name without a letter or digit, and for two that
     become one (or differ only in case): are they one class or two? NFC and NFD spellings are one.
 
     >>> clean_names(["House_Finch", "wren"])
@@ -59,8 +59,8 @@ def clean_names(raw: Iterable[str]) -> dict[str, str]:
     cleaned = {name: clean_name(NUMBER.sub("", name, 1) if numbered else name) for name in names}
     first: dict[str, str] = {}
     for name, clean in cleaned.items():
-        if not clean:
-            raise ValueError(f"the class name {name!r} is empty once cleaned; rename it")
+        if not any(c.isalnum() for c in clean):  # answers are compared by letters and digits
+            raise ValueError(f"the class name {name!r} has no letter or digit once cleaned; rename it")
         other = first.setdefault(clean, name)
         if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", name):
             raise ValueError(f"{other!r} and {name!r} both read {clean!r}: join them, or rename one")

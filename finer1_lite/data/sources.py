@@ -24,7 +24,7 @@ from PIL.Image import DecompressionBombWarning
 from tqdm.auto import tqdm
 
 from .images import SUFFIXES, read_image
-from .names import clean_names
+from .names import NUMBER, clean_names
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -55,6 +55,10 @@ class Loaded:
         lines = [f"{len(self.data)} pictures of {len(sizes)} classes"]
         lines += [f"no picture left: {name}" for name in self.lost]
         lines += [f"one picture only: {name}" for name in sorted(sizes) if sizes[name] == 1]
+        numbered = [name for name in sizes if NUMBER.match(name)]
+        if 2 * len(numbered) > len(sizes) > len(numbered):  # "001.Laysan Albatross": no model could say that
+            odd = min(set(sizes) - set(numbered))
+            lines.append(f"numbers stay in names as {numbered[0]!r}, for {odd!r} has none: leave its entries out first")
         lines += [f"left out: {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped]
         return "\n".join(lines + [f"renamed: {raw} -> {clean}" for raw, clean in self.renamed])
 
@@ -73,6 +77,9 @@ def folder_entries(folder: str | Path) -> list[Entry]:
     if parts and len(parts) < len(inside):
         odd = next(p.name for p in inside if p not in parts)
         raise ValueError(f"{folder} holds {parts[0].name!r} beside {odd!r}: are its folders splits or classes?")
+    for part in parts:
+        if not _folders(part):
+            raise ValueError(f"the split folder {part} has no class folders: put each class's pictures into one of its name")
     homes = [(c, SPLITS[p.name.lower()]) for p in parts for c in _folders(p)] or [(c, None) for c in inside]
     if not homes:
         direct = sum(p.suffix.lower() in SUFFIXES for p in folder.iterdir())
@@ -166,18 +173,18 @@ def load_images(entries: Sequence[Entry], decode: bool = True, workers: int = 8)
     """
     names = clean_names(e.label for e in entries)
 
-    first = {e.path: e for e in reversed(entries)}
+    first = {e.path: i for i, e in reversed(list(enumerate(entries)))}
 
-    def fault(entry: Entry) -> str | None:
-        if first[entry.path] is not entry:
-            return f"listed before, as {first[entry.path].label!r}: a picture may be in one split only"
+    def fault(number: int, entry: Entry) -> str | None:
+        if first[entry.path] != number:
+            return f"listed before, as {entries[first[entry.path]].label!r}: a picture may be in one split only"
         try:
             read_image(entry.path, decode)
         except ValueError as error:
             return str(error)
 
     with warnings.catch_warnings(action="ignore", category=DecompressionBombWarning), ThreadPoolExecutor(workers) as pool:
-        faults = list(tqdm(pool.map(fault, entries), total=len(entries), desc="open pictures", mininterval=5))
+        faults = list(tqdm(pool.map(fault, *zip(*enumerate(entries))), total=len(entries), desc="open pictures", mininterval=5))
     good = [e for e, reason in zip(entries, faults) if reason is None]
     skipped = [(e.path, reason) for e, reason in zip(entries, faults) if reason is not None]
     if not good:
@@ -211,7 +218,9 @@ def hub_images(repo_id: str, image: str = "image", label: str = "label", **optio
         split = SPLITS.get(name.partition("[")[0].lower())  # "train[:10%]" is train
         if split is None and len(parts) > 1:
             raise ValueError(f"{repo_id} has a part {name!r}: is it train, val or test? split={name!r} takes it alone")
-        kind, values = part.features[label], part[label]
+        kind, values = part.features[label], part[label][:]
+        if None in values:
+            raise ValueError(f"row {values.index(None)} of {name!r} in {repo_id} has no {label!r}: leave such rows out first")
         raw += [kind.int2str(v) if isinstance(kind, ClassLabel) else str(v) for v in values]
         splits += [split] * len(part)
         piece = part.select_columns([image])

@@ -192,9 +192,10 @@ def first_stage(lab: Seed, name: str) -> Path:
 
 def watched(confusion: ConfusionCounts) -> Callable[[str, str], dict[str, float]]:
     """The released reward, which also tells `confusion` what was taken for what."""
+    spelt = {normalise(name): name for name in confusion.counts}
 
     def reward(completion: str, label: str) -> dict[str, float]:
-        confusion.update(label, normalise(extract_answer(completion) or ""))
+        confusion.update(label, spelt.get(normalise(extract_answer(completion) or "")))
         return released_reward(completion, label)
 
     return reward

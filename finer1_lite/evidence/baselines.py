@@ -20,6 +20,7 @@ Departures from the paper: in-context examples are given in words, as the base d
 a prompt is what the kit's inputs hold. Its DeepPerception and 7B rows have no counterpart here.
 """
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable
 from functools import cache, partial
@@ -31,6 +32,7 @@ import torch
 from ..birds.dataset import PER_CLASS, load_birds
 from ..birds.diet import LOOKS_QUESTIONS
 from ..birds.species import by_name
+from ..config import ASSETS
 from ..evaluate import METHODS, WITHOUT_CHAIN, Prediction, judge, load_predictions, make_options, result_rows, save_predictions
 from ..policy.inputs import Seen, VisionCache
 from ..policy.rollout import rollout
@@ -144,7 +146,7 @@ def in_context(lab: Seed, asked: list[Question]) -> list[str]:
     """Solved examples in front: EXAMPLES seen species, as the base describes one picture of each, with the name."""
     rows = np.random.default_rng(lab.seed).choice(one_per_class(lab.labels), EXAMPLES, replace=False)
     looks = looks_of(lab, lab.cache.get(rows))
-    solved = "".join(f"A bird with {text}: <answer> {lab.labels[i]} </answer>. " for text, i in zip(looks, rows))
+    solved = "".join(f"A bird with {text}: <answer> {lab.labels[int(i)]} </answer>. " for text, i in zip(looks, rows))
     return answer(lab, asked, lambda _: solved)
 
 
@@ -205,12 +207,22 @@ def answers_of(lab: Seed, name: str, protocol: str) -> list[Prediction]:
     if name not in OWN:  # a method of the ablations
         opened, run = run_variant(lab, name), f"ablation_{name}"
         return opened if protocol == "open" else lab.answers(run, lab.out / run, protocol, VARIANTS[name].think)
-    path = lab.out / f"baseline_{name}_{protocol}.jsonl"
+    path, models = lab.out / f"baseline_{name}_{protocol}.jsonl", shipped_models()
     if not path.exists():
         texts = OWN[name](lab, questions_of(lab, protocol))
         rows = zip(lab.judged["label"], lab.judged["seen"], texts)
-        save_predictions(path, [judge(i, *row) for i, row in enumerate(rows)])
-    return load_predictions(path)
+        save_predictions(path, [judge(i, *row, asked=models) for i, row in enumerate(rows)])
+    made = load_predictions(path)
+    if {p.asked for p in made} != {models}:
+        raise ValueError(f"{path} holds answers of other models than the shipped ones; move it away to ask again")
+    return made
+
+
+@cache
+def shipped_models() -> str:
+    """A digest of the weights that the baselines ask."""
+    weights = [ASSETS / name / "model.safetensors" for name in ("base", "siglip")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()[:16]
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:

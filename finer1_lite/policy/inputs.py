@@ -5,6 +5,7 @@ the stored features are enough. `mm_token_type_ids` and `image_grid_thw` are alw
 them the model silently falls back to one-dimensional positions.
 """
 
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -108,7 +109,7 @@ class VisionCache:
         qwen = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
         self.qwen, self.vision = qwen, qwen.model.visual
         self.processor, self.images, self.batch_size, self.max_bytes = processor, images, batch_size, max_bytes
-        self.patches_encoded, self.bytes, self._seen = 0, 0, {}
+        self.patches_encoded, self.bytes, self._seen, self._about = 0, 0, {}, {}
 
     def get(self, indices) -> list[Seen]:
         """Features of the images `indices`, in that order."""
@@ -122,6 +123,13 @@ class VisionCache:
         self._keep(wanted)
         return [wanted[i] for i in indices]
 
+    def about(self, i: int) -> tuple[tuple[int, int], bytes]:
+        """Image i's size in pixels and a digest of its pixels; it is opened once for them."""
+        if i not in self._about:
+            image = self.images[i]
+            self._about[i] = image.size, hashlib.sha256(image.tobytes()).digest()
+        return self._about[i]
+
     def _keep(self, wanted: dict[int, Seen]) -> None:
         """Remember these as the newest, and forget the oldest beyond `max_bytes`."""
         for i, seen in wanted.items():
@@ -132,10 +140,13 @@ class VisionCache:
 
     @torch.no_grad()
     def _encode(self, indices: list[int]) -> dict[int, Seen]:
-        images = [as_rgb(self.images[i]) for i in indices]
-        batch = self.processor.image_processor(images, return_tensors="pt")
-        patches, grid = batch["image_grid_thw"].prod(-1).tolist(), batch["image_grid_thw"]
-        pixels, tokens = batch["pixel_values"].split(patches), []
+        pixels, grids, tokens = [], [], []
+        for i in indices:  # one at a time: photographs are large until they are scaled down
+            made = self.processor.image_processor(as_rgb(self.images[i]), return_tensors="pt")
+            pixels.append(made["pixel_values"])
+            grids.append(made["image_grid_thw"])
+        grid = torch.cat(grids)
+        patches = grid.prod(-1).tolist()
         for part in cut(patches, PATCHES_AT_ONCE, len(patches)):
             rows, sizes = torch.cat(pixels[part.start : part.stop]), grid[part.start : part.stop]
             rows, sizes = rows.to(self.vision.device, self.vision.dtype), sizes.to(self.vision.device)
@@ -145,7 +156,7 @@ class VisionCache:
         made = {i: Seen(t.clone(), g) for i, t, g in zip(indices, tokens, grid)}
         broken = [i for i, seen in made.items() if not seen.tokens.isfinite().all()]
         if broken:
-            width, height = images[indices.index(broken[0])].size
+            width, height = self.images[broken[0]].size
             raise FloatingPointError(
                 f"the features of image {broken[0]} ({width}x{height} pixels) overflow "
                 f"{home(self.qwen).dtype}; lower max_pixels of the profile, or take a card with bfloat16"

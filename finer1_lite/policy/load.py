@@ -1,10 +1,12 @@
 """Load the base model in NF4, put LoRA adapters on the language model, save and load them."""
 
+import gc
 import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from weakref import WeakValueDictionary
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -21,6 +23,8 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", categor
 
 # The vision tower has layers of the same names, so the pattern starts at `language_model`.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+
+TOWERS: WeakValueDictionary[tuple[str, str], torch.nn.Module] = WeakValueDictionary()  # those that wait on the CPU; frozen
 
 
 @dataclass
@@ -69,16 +73,23 @@ class Policy:
 
         The weights come last and whole: where they are, the adapter is complete.
         """
-        base = Path(self.profile.model_id)
-        shipped = base.exists() and base.resolve() == (ASSETS / "base").resolve()
         for config in self.model.peft_config.values():
-            config.base_model_name_or_path = "finer1_lite/birds/assets/base" if shipped else self.profile.model_id
+            config.base_model_name_or_path = base_name(self.profile)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="part-", dir=folder) as part:
             self.model.save_pretrained(part, save_embedding_layers=False)  # the embedding is the base's
             for name in ("adapter_config.json", "adapter_model.safetensors"):  # not peft's empty README
                 (Path(part) / name).replace(folder / name)
+
+
+def base_name(profile: Profile) -> str:
+    """The base model's name without this machine's path: of the shipped one its place in the package, of a folder its
+    last part."""
+    base = Path(profile.model_id)
+    if not base.exists():
+        return profile.model_id
+    return "finer1_lite/birds/assets/base" if base.resolve() == (ASSETS / "base").resolve() else base.name
 
 
 def quantization(profile: Profile) -> BitsAndBytesConfig | None:
@@ -99,6 +110,7 @@ def load_base(profile: Profile) -> Policy:
             "or make it again with: python -m finer1_lite.birds.pretrain"
         )
     suit_the_card(profile.device)
+    gc.collect()  # 4-bit layers refer to themselves: of a model that was let go, they are still on the card
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         profile.model_id, dtype=getattr(torch, profile.dtype), quantization_config=quantization(profile),
         device_map=profile.device, use_safetensors=True,
@@ -108,8 +120,9 @@ def load_base(profile: Profile) -> Policy:
             layer.support_avx512bf16_for_cpu = False
     if profile.dtype == "float16":  # some image sizes overflow fp16 in the tower
         model.model.visual.float()
-    if profile.offload_tower:
-        model.model.visual.to("cpu")
+    if profile.offload_tower:  # one waits for all: three models of a chapter would fill the memory of a Colab machine
+        waiting = model.model.visual.to("cpu")
+        model.model.visual = TOWERS.setdefault((profile.model_id, profile.dtype), waiting)
     if profile.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Policy(model.requires_grad_(False).eval(), load_processor(profile), profile)
@@ -191,5 +204,6 @@ def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Te
     made = layer.get_base_layer()(x)
     for name in layer.active_adapters:
         down, up = (side[name].weight.to(made.dtype) for side in (layer.lora_A, layer.lora_B))
-        made += linear(linear(x.to(made.dtype), down) * layer.scaling[name], up)
+        side = linear(linear(x.to(made.dtype), down) * layer.scaling[name], up)
+        made = made + side if made._is_view() else made.add_(side)  # older PyTorch gives a view where there is a bias
     return made

@@ -6,8 +6,8 @@
 
 Run it from the root of the repository, with nothing beside it. It writes to `tests/benchmarks/results`:
 
-- `step.csv`: every timed step of either side, with its phases.
-- `ratios.csv`: our seconds over theirs, the median and the range over the pairs; also in CPU time, which
+- `step.csv`: every timed step of either side, with its phases; what other machines left there stays.
+- `ratios.csv`: for each machine, our seconds over theirs, the median and the range over the pairs; also in CPU time, which
   something running beside it moves less.
 - `exact.csv`: what no noise can touch: patches encoded, floating-point operations, bytes alive at the peak.
 - `growth.csv`, `growth_fits.csv`, `growth.png`: the sweeps, straight lines and powers fitted to them.

@@ -65,13 +65,13 @@ def exact_counts(step: Step) -> list[dict]:
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     """Our seconds over TRL's of the same pair: median, lowest, highest; by the wall clock and by CPU time."""
     made = []
-    for precision, part in rows.groupby("precision", sort=False):
+    for (machine, precision), part in rows.groupby(["machine", "precision"], sort=False):
         for side in SIDES[1:]:
             for clock in ("seconds", "cpu_seconds"):
                 wide = part.pivot(index="pair", columns="side", values=clock)
                 ratio = wide[side] / wide["trl"]
                 made.append({
-                    "precision": precision, "side": side, "clock": clock, "pairs": len(wide),
+                    "machine": machine, "precision": precision, "side": side, "clock": clock, "pairs": len(wide),
                     "ratio": ratio.median(), "lowest": ratio.min(), "highest": ratio.max(),
                     "ours": wide[side].median(), "trl": wide["trl"].median(),
                 })  # fmt: skip
