@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
+from scipy.stats import t
 from tqdm.auto import tqdm
 
 from .policy.inputs import VisionCache
@@ -186,7 +187,7 @@ def _keys(policy: Policy, cache: VisionCache, labels, seen, prompts) -> list[str
     rows = zip(labels, seen, prompts)
     return [
         hashlib.sha256(json.dumps([model, i, *row]).encode() + cache.about(i)[1]).hexdigest()[:16]
-        for i, row in enumerate(tqdm(rows, total=len(labels), desc="look at the pictures", leave=False, mininterval=5))
+        for i, row in enumerate(tqdm(rows, total=len(labels), desc="look at the pictures", leave=False, delay=5))
     ]
 
 
@@ -312,6 +313,20 @@ def result_rows(predictions: list[Prediction], method: str, protocol: str, seed:
             cells = (method, split, protocol, metric, round(float(value), 6), len(part), seed)
             rows.append(dict(zip(COLUMNS, cells)))
     return rows
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of one figure of each seed with its 95% t-interval, as (mean, low, high); NaN ends for one seed.
+
+    It is about new seeds, with all that a seed draws. A bootstrap of a few seeds would be too narrow.
+
+    >>> [round(x, 2) for x in interval([0.5, 0.6, 0.7])]
+    [0.6, 0.35, 0.85]
+    """
+    values = np.asarray(values, float)
+    mean, n = values.mean(), len(values)
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return float(mean), float(mean - half), float(mean + half)
 
 
 def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: list[str], seed: int = 0, draws: int = 2000):

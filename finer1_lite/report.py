@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 
 from .birds.dataset import load_birds
 from .birds.render import draw
 from .birds.species import all_species, by_name, describe, differences, look_alikes
-from .evaluate import METHODS, Prediction, bootstrap_seeds, load_predictions, save_predictions  # noqa: F401
+from .evaluate import METHODS, Prediction, bootstrap_seeds, interval, load_predictions
 from .plots import poster
 
 PAIRS = (
@@ -24,17 +25,23 @@ PAIRS = (
 def difference(
     work: Path, seeds: list[int], a: str, b: str, protocol: str, keep: Callable[[int, Prediction], bool]
 ) -> dict:
-    """Row: accuracy of method `a` minus `b` on the same images, those that `keep(seed, prediction)` accepts."""
+    """Row: accuracy of method `a` minus `b` on the same images, those that `keep(seed, prediction)` accepts.
+
+    low, high: 95% t-interval over the seeds; of one seed, the bootstrap over classes and images. p: t-test over seeds.
+    """
     gaps, classes = [], []
     for seed in seeds:
         ours, theirs = (load_predictions(work / f"seed{seed}" / f"{m}_{protocol}.jsonl") for m in (a, b))
         both = [(x, y) for x, y in zip(ours, theirs, strict=True) if keep(seed, x)]
         gaps.append(np.array([float(x.correct) - float(y.correct) for x, y in both]))
         classes.append([x.label for x, _ in both])
-    mean, low, high = (round(x, 4) for x in bootstrap_seeds(gaps, classes))
+    means = [float(g.mean()) for g in gaps]
+    found = interval(means) if len(means) > 1 else bootstrap_seeds(gaps, classes)
+    mean, low, high = (round(x, 4) for x in found)
+    p = ttest_1samp(means, 0).pvalue if len(set(means)) > 1 else float("nan")
     return {
-        "difference": f"{a} - {b}", "mean": mean, "low": low, "high": high, "n": sum(map(len, gaps)),
-        "each_seed": " ".join(f"{g.mean():+.3f}" for g in gaps),
+        "difference": f"{a} - {b}", "mean": mean, "low": low, "high": high, "p": round(float(p), 4),
+        "n": sum(map(len, gaps)), "each_seed": " ".join(f"{m:+.4f}" for m in means),
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from finer1_lite.evidence.ablations import (
 from finer1_lite.evidence.seeds import interval, over_seeds, paired
 from finer1_lite.fish import all_fish, draw_folder
 from finer1_lite.prompts import instructed, questions_for
-from finer1_lite.report import save_predictions
+from finer1_lite.evaluate import save_predictions
 from finer1_lite.samplers import ConfusionCounts
 from finer1_lite.story import Seed, one_per_class
 

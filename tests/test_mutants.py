@@ -320,6 +320,8 @@ MUTANTS = [Mutant(*fields) for fields in [
     ("rewards", "bare answers are paid for thinking", '"<think>" not in strip_tags_space',
      '"<think>" in strip_tags_space',
      "rewards: bare_reward"),
+    ("rewards", "hyphens count", "float(normalise(label) in normalise(extract_answer",
+        "float(label in str(extract_answer", "rewards: loose_reward"),
     ("rewards", "names inside longer names count", 'rest = rest.replace(phrase, " | ")', "pass",
         "rewards: names_in, names_several"),
     ("rewards", "parts of words count", 'phrase = f" {normalise(label)} "', "phrase = normalise(label)",

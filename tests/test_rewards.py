@@ -152,3 +152,14 @@ def test_bare_reward():
     }  # fmt: skip
     for text, (overall, form) in cases.items():
         assert R.bare_reward(text, "Wren") == {"overall": overall, "accuracy": overall, "format": form}
+
+
+def test_loose_reward_pays_for_a_name_in_another_spelling():
+    scores = R.loose_reward(completion("a black-footed albatross"), "Black footed Albatross")
+    assert scores == {"overall": 1.0, "format": 1.0, "accuracy": 1.0}
+    assert R.loose_reward(completion("Laysan Albatross"), "Black footed Albatross")["overall"] == pytest.approx(0.1)
+    assert R.loose_reward("no tags", "Wren") == {"overall": 0.0, "format": 0.0, "accuracy": 0.0}
+
+
+def test_a_label_with_a_slash_can_be_right():
+    assert R.accuracy_reward(completion("Audi A4 / S4"), "Audi A4 / S4") == 1.0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from scipy.stats import false_discovery_control
 
 from .. import plots
 from ..evaluate import METHODS
@@ -34,13 +35,15 @@ class Part:
 def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
     """A share in percent, or a difference (`sign`) in points, with its interval; a decimal only below two points' width.
 
-    The interval of a share ends at 0 and 100.
+    The interval of a share ends at 0 and 100; where seeds do not differ there is none.
 
     >>> rounded(0.6981, 0.661, 0.732), rounded(0.004, 0.002, 0.006), rounded(0.058, 0.022, 0.095, sign=True)
     ('70 (66 to 73)', '0.4 (0.2 to 0.6)', '+6 (+2 to +10)')
     >>> rounded(0.21, -0.14, 0.56)
     '21 (0 to 56)'
     """
+    if low == high and (sign or 0 < mean < 1):  # all seeds alike, as those of one base are: that is no certainty
+        low = float("nan")
     digits = 0 if 100 * (high - low) >= 2 else 1
     if not sign and low == low:
         low, high = max(0.0, low), min(1.0, high)
@@ -48,9 +51,9 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
     return a if low != low else f"{a} ({b} to {c})"  # one seed has no interval
 
 
-def wide(rows: pd.DataFrame, index: str, columns: Sequence[str], sign: bool = False) -> pd.DataFrame:
-    """Rows of mean, low, high as a table of `rounded` cells: `index` down, `columns` across; best last column first."""
-    cells = rows.assign(cell=[rounded(*ends, sign) for ends in rows[["mean", "low", "high"]].itertuples(index=False)])
+def wide(rows: pd.DataFrame, index: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of mean, low, high as a table of `rounded` cells: `index` down, `columns` across; best mean of a row first."""
+    cells = rows.assign(cell=[rounded(*ends) for ends in rows[["mean", "low", "high"]].itertuples(index=False)])
     made = cells.pivot(index=index, columns=list(columns), values="cell")
     made.columns = [", ".join(c) if isinstance(c, tuple) else c for c in made.columns]
     order = rows.groupby(index)["mean"].mean().sort_values(ascending=False).index
@@ -89,18 +92,20 @@ def webpage(part: Part, folder: Path) -> str:
 def methods(rows: pd.DataFrame, folder: Path) -> Part:
     """Accuracy of the story's methods, and what the paired differences say."""
     rows = rows[rows.metric == "accuracy"]
+    sizes = rows.groupby("split").n.first()
     table = wide(over_seeds(rows, ["method", "protocol", "split"]), "method", ["protocol", "split"])
-    gaps = pd.read_csv(folder / "differences.csv")
+    there = (folder / "differences.csv").exists()  # chapter 5 writes results.csv alone
+    gaps = pd.read_csv(folder / "differences.csv") if there else pd.DataFrame(columns=["protocol"])
     said = [
         f"- {r.difference}, {r.split} species: {rounded(r.mean, r.low, r.high, sign=True)} points"
         for r in gaps[gaps.protocol == "open"].itertuples()
     ]
     text = (
-        f"Percent right on test images, mean over {rows.seed.nunique()} seeds with a 95% interval; 576 images of seen and 512 of "
-        "unseen species for each seed. Open: the name is asked for; closed: four look-alikes to choose from.\n\n"
-        "Paired differences, open-world, with 95% intervals over seeds, species and images:\n\n" + "\n".join(said)
+        f"Percent right on test images, mean over {rows.seed.nunique()} seeds with a 95% interval; "
+        f"{' and '.join(f'{n} images of {split} species' for split, n in sizes.items())} for each seed. Open: the name is asked for; closed: four look-alikes to choose from.\n\n"
+        + ("" if not said else "Paired differences, open-world, with 95% t-intervals over seeds:\n\n" + "\n".join(said))
     )
-    return Part("The story: five methods", text, table, "story.png")
+    return Part("The story: five methods", text, table, "story.png" if (folder / "story.png").exists() else None)
 
 
 def baselines(rows: pd.DataFrame, folder: Path) -> Part:
@@ -132,15 +137,18 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
         ]
         for split in ("seen", "unseen")
     }  # fmt: skip
-    plots.forest(panels, "points of accuracy minus the reference's").savefig(folder / "ablations.png", dpi=90)
+    plots.forest(panels, "points minus the reference's").savefig(folder / "ablations.png", dpi=90)
     plt.close()
     apart = (shown.low > 0) | (shown.high < 0)
     told = shown[apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
     same = shown[~apart & (shown.table != "methods")].drop_duplicates(["variant", "against", "split"])
+    p = pd.concat([told, same]).p.dropna()
+    kept = int((false_discovery_control(p) < 0.05).sum()) if len(p) else 0
     text = (
         "Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), "
         f"{len(str(rows.each_seed[0]).split())} seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} "
-        "comparisons do (the table of ways to train is left out):\n\n"
+        f"comparisons do, {kept} also after allowing for their number (Benjamini and Hochberg; the table of ways to train is left "
+        "out):\n\n"
         + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
     )
     return Part("Ablations: one thing changed at a time", text, None, "ablations.png")

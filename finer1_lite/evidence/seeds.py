@@ -11,12 +11,11 @@ from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t
 
 from ..config import get_profile
+from ..evaluate import interval
 from ..report import versions
 from ..sft import write_csv
 from ..story import Seed
@@ -42,18 +41,6 @@ def command(name: str, one_seed: Callable[..., list[dict]], what: str, seeds: Se
         rows = [row for part in pool.imap(partial(one_seed, work=args.work), args.seeds) for row in part]
     write_csv(args.out / f"{name}.csv", rows)
     (args.out / f"{name}_versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of one figure of each seed with its 95% t-interval, as (mean, low, high); NaN ends for one seed.
-
-    >>> [round(x, 2) for x in interval([0.5, 0.6, 0.7])]
-    [0.6, 0.35, 0.85]
-    """
-    values = np.asarray(values, float)
-    mean, n = values.mean(), len(values)
-    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
-    return float(mean), float(mean - half), float(mean + half)
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
