@@ -82,11 +82,10 @@ class LiveCurves:
             self.handle.update(figure)
 
 
-def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accuracy", reference=None, axis=None):
-    """Grouped bars: group -> method -> value (0-1); `errors` and `reference` have the same shape.
+def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accuracy", axis=None):
+    """Grouped bars: group -> method -> value (0-1); `errors` has the same shape.
 
-    errors: half-widths or (low, high) distances. reference: another source's values, drawn as diamonds.
-    axis: where to draw, instead of a new figure.
+    errors: half-widths or (low, high) distances. axis: where to draw, instead of a new figure.
     """
     groups, methods = list(table), list(next(iter(table.values())))
     width = 0.8 / len(methods)
@@ -100,9 +99,6 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
         tops = values if error is None else values + (error if error.ndim == 1 else error[1])
         for place, value, top in zip(x, values, tops):
             axis.text(place, top + 0.015, f"{value:.2f}", ha="center", fontsize=8)
-        if reference:
-            found = [(p, reference[g][method]) for p, g in zip(x, groups) if method in reference.get(g, {})]
-            axis.plot(*zip(*found), "kD", markersize=5) if found else None
     axis.set(ylabel=ylabel, ylim=(0, 1.08))
     axis.set_xticks(range(len(groups)), groups)
     axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))

@@ -46,9 +46,6 @@ def question(rng, think: bool = True, questions: Sequence[str] = QUESTIONS) -> s
     return instructed(bare_question(rng, questions), think)
 
 
-def messages(text: str, answer: str | None = None) -> list[dict]:
-    """One image and one question as chat messages; with `answer`, a training example."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    if answer is None:
-        return [user]
-    return [user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+def messages(text: str) -> list[dict]:
+    """One image and one question as chat messages."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]

@@ -154,7 +154,7 @@ def test_bare_reward():
         assert R.bare_reward(text, "Wren") == {"overall": overall, "accuracy": overall, "format": form}
 
 
-def test_loose_reward_pays_for_a_name_in_another_spelling():
+def test_loose_reward():
     scores = R.loose_reward(completion("a black-footed albatross"), "Black footed Albatross")
     assert scores == {"overall": 1.0, "format": 1.0, "accuracy": 1.0}
     assert R.loose_reward(completion("Laysan Albatross"), "Black footed Albatross")["overall"] == pytest.approx(0.1)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, set_seed
 
 from ..config import ASSETS
-from ..evidence.siglip import Siglip, choose
+from ..evidence.siglip import ENSEMBLE, Siglip, choose
 from ..report import versions
 from .dataset import FIRST, evaluation_species
 from .eyes import augment
@@ -35,10 +35,6 @@ from .species import ATTRIBUTES, Species, all_species, describe, look_alikes
 SEED, PICTURES, STEPS, BATCH, LR = 0, 40, 2200, 128, 1.5e-3
 FIRST_PICTURE = 10_000  # far from those of the data set (dataset.FIRST)
 NAMED, WRONG, LOOKS = 0.6, 0.1, 0.5  # shares: captions with a name, names of a look-alike, looks beside a name
-CAPTIONS = (
-    "a photo of a {}", "a picture of a {}", "a close-up of a {}", "a {}", "a small {}", "my photo of a {}",
-    "a {} in the wild",
-)  # fmt: skip
 MAX_TOKENS = 32
 
 
@@ -48,7 +44,7 @@ def caption(rng: np.random.Generator, s: Species) -> str:
     if named:
         others = look_alikes(s.name)
         subject = others[int(rng.integers(len(others)))].name if rng.random() < WRONG else s.name
-    text = CAPTIONS[int(rng.integers(len(CAPTIONS)))].format(subject)
+    text = ENSEMBLE[int(rng.integers(len(ENSEMBLE)))].format(subject)
     if named and rng.random() >= LOOKS:
         return text
     parts = rng.permutation(list(ATTRIBUTES))[: int(rng.integers(4, len(ATTRIBUTES) + 1))]

@@ -7,6 +7,7 @@ from a description to a name. It never meets an image of an evaluation species w
 
 import numpy as np
 
+from ..cot.chains import HEADINGS
 from ..cot.teacher import FOUR_PARTS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
 from .species import ATTRIBUTES, BODY, HEAD, SHAPE, Species, all_species, describe, differences
@@ -42,10 +43,7 @@ def chain_parts(looks, options: list[Species], prediction: str) -> dict[str, str
 
 def chain_prose(parts: dict[str, str]) -> str:
     """The four parts as the reader of a diary meets them."""
-    return (
-        f"Analysis: {parts['analysis']}\nCandidates: {parts['options']}\n"
-        f"Comparison: {parts['comparison']}\nPrediction: {parts['prediction']}"
-    )
+    return "\n".join(f"{heading}: {part}" for heading, part in zip(HEADINGS, parts.values()))
 
 
 def misread(rng: np.random.Generator, looks, rate: float = MISREAD) -> tuple[str, ...]:

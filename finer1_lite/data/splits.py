@@ -8,6 +8,7 @@ what it has. A source with one part alone is split as if it had none.
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def few_shot(
     test = _preferred(labels, left, {i for i in left if source[i] == last})
     free = sorted(set(left) - set(test))
     free = _preferred(labels, free, {i for i in free if source[i] == "val"})
-    sizes, served = _sizes(labels, test), {labels[i] for i in free}  # few images: rather a test than a validation
+    sizes, served = Counter(labels[i] for i in test), {labels[i] for i in free}  # few images: rather a test than a validation
     free += [i for i in test if labels[i] not in served and sizes[labels[i]] > VAL_PER_CLASS]
     val = sorted(free[i] for i in k_shot([labels[i] for i in free], VAL_PER_CLASS, seed, on_short="keep"))
     test = sorted(set(test) - set(val))
@@ -63,15 +64,8 @@ def _preferred(labels, rows, good: set[int]) -> list[int]:
     return [i for i in rows if i in good or labels[i] not in served]
 
 
-def _sizes(labels, rows) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for i in rows:
-        found[labels[i]] = found.get(labels[i], 0) + 1
-    return found
-
-
 def _classes_with(labels, rows, least: int) -> list[str]:
-    return sorted(label for label, n in _sizes(labels, rows).items() if n >= least)
+    return sorted(label for label, n in Counter(labels[i] for i in rows).items() if n >= least)
 
 
 def _seen_classes(labels, trainable, seed, seen_fraction, seen, shots) -> set[str]:

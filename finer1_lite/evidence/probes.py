@@ -87,10 +87,10 @@ def name_states(policy: Policy, names: Sequence[str], sentence: str = "The {}") 
 # ---- linear probes (H1, H3)
 
 
-def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float) -> torch.Tensor:
+def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_iter: int = 100) -> torch.Tensor:
     """Weights (H + 1, K), bias last, of a logistic regression: mean cross-entropy + l2 / 2 |W|^2, bias free."""
     weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight], max_iter=max_iter, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ..config import ASSETS
 from ..data.images import as_rgb
+from .probes import fit_linear
 
 SHIPPED = ASSETS / "siglip"
 ONE = ("a photo of a {}",)
@@ -115,18 +116,8 @@ def fit_probe(features: torch.Tensor, labels: Sequence[str], strength: float) ->
     centre = x.mean(0)
     scale = float((x - centre).norm(dim=-1).mean())  # features of any size are regularised alike
     x = (x - centre) / scale
-    weight = x.new_zeros(x.shape[1], len(classes), requires_grad=True)
-    bias = x.new_zeros(len(classes), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight + bias, y) + strength / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return Probe(classes, centre, scale, weight.detach(), bias.detach(), strength)
+    w = fit_linear(x, y, len(classes), strength, max_iter=300)
+    return Probe(classes, centre, scale, w[:-1], w[-1], strength)
 
 
 def choose_probe(
