@@ -6,11 +6,13 @@ training rows, the adapters' start, the rollouts.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,8 +26,9 @@ from .birds.dataset import PER_CLASS, load_birds
 from .config import ASSETS, Profile, TapoConfig, get_profile
 from .cot.chains import chat_row, load_chains, question_and_completion, save_chains, spelt, to_completion
 from .cot.concepts import choose_concepts
+from .cot.endpoint import Answers
 from .cot.teacher import Built, Sampler, Task, build_chains
-from .evaluate import METHODS, WITHOUT_CHAIN, Prediction, predict, result_rows
+from .evaluate import METHODS, WITHOUT_CHAIN, Prediction, fingerprint, predict, result_rows
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache
 from .policy.load import Policy, load_base, load_policy
@@ -45,16 +48,35 @@ def one_per_class(labels: list[str]) -> list[int]:
     return [labels.index(c) for c in sorted(set(labels))]
 
 
-def sampler_of(policy: Policy, cache: VisionCache, seed: int, temperature: float = 1.0) -> Sampler:
-    """A teacher's voice: (image index, prompt) pairs to sampled texts."""
-    generator = torch.Generator(policy.device).manual_seed(seed)
+def sampler_of(
+    policy: Policy, cache: VisionCache, seed: int, temperature: float = 1.0, kept: Path | None = None
+) -> Sampler:
+    """A teacher's voice: (image index, prompt) pairs to sampled texts.
+
+    kept: a file for its answers. A run that was killed asks again from the start and gets the same, from the file as
+    far as it goes; each batch then has draws of its own.
+    """
+    generator, store = torch.Generator(policy.device).manual_seed(seed), Answers(kept) if kept else None
+    voice, batches = fingerprint(policy) if kept else "", count()
+
+    def write(part: list[tuple[int, str]]) -> list[str]:
+        prompts = [(prompt, seen) for (_, prompt), seen in zip(part, cache.get(i for i, _ in part))]
+        return rollout(policy, prompts, 1, generator, temperature).texts
+
+    def write_once(part: list[tuple[int, str]]) -> list[str]:
+        number = next(batches)
+        said = repr((voice, seed, temperature, number, part, [cache.about(i)[1] for i, _ in part])).encode()
+        keys = [f"{hashlib.sha256(said).hexdigest()[:32]} {row}" for row in range(len(part))]
+        if any(key not in store.rows for key in keys):
+            generator.manual_seed(seed + 1_000_003 * (number + 1))
+            for key, text in zip(keys, write(part)):
+                store.add({"key": key, "text": text, "unusable": None})
+        return [store.rows[key]["text"] for key in keys]
 
     def sample(asked: list[tuple[int, str]]) -> list[str]:
         size, texts = policy.profile.rollout_batch, []
         for start in tqdm(range(0, len(asked), size), desc="write", mininterval=5, disable=len(asked) <= size):
-            part = asked[start : start + size]
-            prompts = [(prompt, seen) for (_, prompt), seen in zip(part, cache.get(i for i, _ in part))]
-            texts += rollout(policy, prompts, 1, generator, temperature).texts
+            texts += (write_once if kept else write)(asked[start : start + size])
         return texts
 
     return sample

@@ -1,12 +1,17 @@
 """Self-teaching: what is asked, what is kept, what the next student is trained on; and one round with the tiny model."""
 
+from dataclasses import replace
+
 import pytest
 
+from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row, question_and_completion
 from finer1_lite.cot.guide import guide_chain, look_alikes, read_guide
 from finer1_lite.cot.selftaught import self_teach
 from finer1_lite.cot.teacher import Task
+from finer1_lite.policy.inputs import VisionCache
+from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import instructed
 from finer1_lite.story import Seed, sampler_of, tasks_of
 from finer1_lite.evidence.teachers import TEMPERATURE, by_hand, chain_facts, field_guide, student
@@ -125,3 +130,27 @@ def test_guide_is_read_as_excel_writes_it(tmp_path):
     path = tmp_path / "guide.csv"
     path.write_bytes("\ufeffname,looks\r\nÉider,\"black crown, white back\"\r\n".encode())
     assert read_guide(path) == {"Éider": ["black crown", "white back"]}
+
+
+def test_a_voice_that_was_killed_says_the_same_again(tmp_path, monkeypatch):
+    profile = replace(get_profile("cpu"), max_new_tokens=12, rollout_batch=2)
+    policy = load_base(profile)
+    images = load_birds(0, {"val": {True: 1, False: 0}, "test": {True: 0, False: 0}})["val"][:3]["image"]
+    cache = VisionCache(policy.model, policy.processor, images)
+    asked, path = [(0, "Describe the bird."), (1, "Describe the bird."), (2, "What is it?")], tmp_path / "voice.jsonl"
+
+    def voice(seed=0):
+        return sampler_of(policy, cache, seed, temperature=2.0, kept=path)
+
+    one = voice()
+    first, again = one(asked), one(asked)
+    assert first != again  # each call draws anew
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + lines[3][:20])  # killed in its second call, while it wrote
+    two = voice()
+    assert two(asked) == first and two(asked) == again
+    monkeypatch.setattr("finer1_lite.story.rollout", None)  # all is in the file: nothing is sampled
+    three = voice()
+    assert three(asked) == first and three(asked) == again
+    with pytest.raises(TypeError):
+        voice(seed=1)(asked)

@@ -18,6 +18,7 @@ import imagehash
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from ..config import TapoConfig
 from ..cot.chains import normal_name
@@ -93,7 +94,7 @@ def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
     if lacks:
         raise ValueError(f"{split} has no column {' and '.join(sorted(lacks))}; it has {data.column_names}")
     data = data.select_columns(["image", "label"])
-    for row in range(len(data)):
+    for row in tqdm(range(len(data)), desc=f"look at {split}", leave=False, delay=5):
         try:
             values = data[row]
             image, label = as_rgb(values["image"]), values["label"]
