@@ -13,6 +13,7 @@ import shutil
 import signal
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -147,7 +148,7 @@ class Checkpoints:
         if other:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self.folder} is of another run: {'; '.join(other)}. "
-                "Set these back to go on with it, or choose another folder to start anew."
+                "Set these back to go on with it, or move that folder away to start anew."
             )
         here = {p: version(p) for p in PACKAGES}
         moved = [f"{p} {v} (here {here[p]})" for p, v in text["versions"].items() if here.get(p) != v]
@@ -180,6 +181,14 @@ def _flush(path: Path) -> None:
 def adapter_tensors(model) -> dict[str, torch.Tensor]:
     """The trained parameters by name."""
     return {f"adapter/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names and values, of any dtype and device."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        made.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
 def optimizer_tensors(optimizer) -> dict[str, torch.Tensor]:

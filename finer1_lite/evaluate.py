@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from scipy.stats import t
 from tqdm.auto import tqdm
 
+from .checkpoint import digest
 from .policy.inputs import VisionCache
 from .policy.load import Policy
 from .policy.rollout import rollout
@@ -195,13 +195,10 @@ def fingerprint(policy: Policy) -> str:
     """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
     profile = policy.profile
     limits = (profile.dtype, profile.quantize, profile.max_pixels, profile.max_new_tokens)
-    digest = hashlib.sha256(repr(limits).encode())
     weights = dict(policy.backbone.language_model.layers[-1].named_parameters())  # merged or trained on, all layers differ
     if isinstance(policy.model, PeftModel):
         weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
-    for name, weight in sorted(weights.items()):
-        digest.update(name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{limits} {digest(weights)}".encode()).hexdigest()
 
 
 def _kept(file: Path, keys: list[str], labels: list[str], prompts: Sequence[str]) -> dict[int, Prediction]:
@@ -316,7 +313,8 @@ def result_rows(predictions: list[Prediction], method: str, protocol: str, seed:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of one figure of each seed with its 95% t-interval, as (mean, low, high); NaN ends for one seed.
+    """Mean of one figure of each seed with its 95% t-interval, as (mean, low, high); NaN ends for one seed, and where
+    seeds do not differ: that is no certainty (but nothing, of nothing but zeros, is).
 
     It is about new seeds, with all that a seed draws. A bootstrap of a few seeds would be too narrow.
 
@@ -325,7 +323,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     values = np.asarray(values, float)
     mean, n = values.mean(), len(values)
-    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    told = n > 1 and (np.ptp(values) > 1e-12 or not values.any())
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if told else np.nan
     return float(mean), float(mean - half), float(mean + half)
 
 

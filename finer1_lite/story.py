@@ -58,6 +58,7 @@ def sampler_of(
     """
     generator, store = torch.Generator(policy.device).manual_seed(seed), Answers(kept) if kept else None
     voice, batches = fingerprint(policy) if kept else "", count()
+    size = policy.profile.rollout_batch  # as it is now: a batch that did not fit would cut the next ones otherwise
 
     def write(part: list[tuple[int, str]]) -> list[str]:
         prompts = [(prompt, seen) for (_, prompt), seen in zip(part, cache.get(i for i, _ in part))]
@@ -74,7 +75,7 @@ def sampler_of(
         return [store.rows[key]["text"] for key in keys]
 
     def sample(asked: list[tuple[int, str]]) -> list[str]:
-        size, texts = policy.profile.rollout_batch, []
+        texts = []
         for start in tqdm(range(0, len(asked), size), desc="write", mininterval=5, disable=len(asked) <= size):
             texts += (write_once if kept else write)(asked[start : start + size])
         return texts

@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .checkpoint import (
-    Checkpoints, State, adapter_tensors, optimizer_tensors, restore_adapter, restore_optimizer, stopped, uninterrupted,
+    Checkpoints, State, adapter_tensors, digest, optimizer_tensors, restore_adapter, restore_optimizer, stopped, uninterrupted,
 )  # fmt: skip
 from .config import TapoConfig
 from .losses import (
@@ -80,6 +80,7 @@ class Tapo:
         optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
         self.stepper = Stepper(policy.trainable(), optimizer, config.max_grad_norm, policy.profile.dtype == "float16")
         self.history: list[dict] = []  # a row of figures for each step so far
+        self.start = digest(adapter_tensors(policy.model))[:16]  # a checkpoint that began elsewhere is of another run
 
     @property
     def num_generations(self) -> int:
@@ -259,7 +260,7 @@ class Tapo:
         config = {k: v for k, v in asdict(self.config).items() if k != "steps" and not k.startswith("micro")}
         return {
             **self.policy.identity(), "stage": "RL",
-            "seed": self.seed, "processes": self.team.size, "data": self.sampler.state_dict()["labels"],
+            "seed": self.seed, "start": self.start, "processes": self.team.size, "data": self.sampler.state_dict()["labels"],
             "reward": getattr(self.reward, "func", self.reward).__name__, "question": self.ask(np.random.default_rng(0)),
             "config": config, "loss": asdict(self.loss),
         }  # fmt: skip

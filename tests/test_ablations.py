@@ -107,7 +107,7 @@ def test_intervals_over_seeds_are_students_t():
     mean, low, high = interval([0.1, 0.2, 0.3, 0.4])
     half = 3.182446 * np.std([0.1, 0.2, 0.3, 0.4], ddof=1) / 2
     assert (mean, high - mean, mean - low) == pytest.approx((0.25, half, half), abs=1e-5)
-    assert np.isnan(interval([0.5])[1])
+    assert np.isnan(interval([0.5])[1]) and np.isnan(interval([0.1] * 3)[1:]).all()  # seeds that do not differ
     rows = pd.DataFrame([{"seed": s, "method": m, "split": "seen", "value": s / 10 + (m == "b") * (0.2 + s / 100)}
                          for s in range(3) for m in "ab"])  # fmt: skip
     apart = over_seeds(rows, ["method"]).set_index("method")

@@ -272,6 +272,15 @@ def test_another_run_is_refused_by_name(three, data):
     assert loop.identity() == make_loop(data, setting=replace(SETTING, steps=99, micro_batch=1)).identity()
 
 
+def test_a_loop_that_starts_from_another_adapter_is_another_run(data):
+    one, two = make_loop(data), make_loop(data)
+    assert one.identity() == two.identity()
+    with torch.no_grad():
+        two.policy.trainable()[-1].add_(1e-3)
+    rest = Tapo(two.policy, two.cache, two.labels, two.sampler, two.config, two.loss, two.seed, half_right)
+    assert {k for k, v in rest.identity().items() if v != one.identity()[k]} == {"start"}
+
+
 def test_another_library_version_is_refused_or_warned_about(three):
     path = three.path(3) / STATE
     text = json.loads(path.read_text())

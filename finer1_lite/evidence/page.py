@@ -42,8 +42,6 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
     >>> rounded(0.21, -0.14, 0.56)
     '21 (0 to 56)'
     """
-    if low == high and (sign or 0 < mean < 1):  # all seeds alike, as those of one base are: that is no certainty
-        low = float("nan")
     digits = 0 if 100 * (high - low) >= 2 else 1
     if not sign and low == low:
         low, high = max(0.0, low), min(1.0, high)
