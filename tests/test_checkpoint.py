@@ -135,6 +135,14 @@ def test_twenty_kills_at_random_points_change_nothing(tmp_path):
 # ---- Ctrl-C
 
 
+@pytest.fixture(autouse=True)
+def keyboard():
+    """Ctrl-C is an error, as in a terminal; a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(after: int):
     """A reward that presses Ctrl-C once, at its `after`-th call: in the middle of a step."""
     calls = []
