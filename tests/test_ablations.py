@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,10 +25,12 @@ from finer1_lite.evidence.seeds import interval, over_seeds, paired
 from finer1_lite.fish import all_fish, draw_folder
 from finer1_lite.prompts import instructed, questions_for
 from finer1_lite.evaluate import save_predictions
+from finer1_lite.report import difference
 from finer1_lite.samplers import ConfusionCounts
 from finer1_lite.story import Seed, one_per_class
 
 REFERENCE = ASSETS / "reference"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def test_every_variant_is_shown_and_every_table_has_a_reference():
@@ -101,6 +104,27 @@ def test_the_table_pairs_each_variant_with_its_reference(tmp_path):
     assert worse.high < 0 and worse.p < 0.05 and worse.accuracy < 0.25
     assert "worse than TAPO on unseen" in verdict(worse.to_dict())
     assert "that these seeds can tell" in verdict(equal.iloc[0].to_dict())
+
+
+def test_a_difference_is_told_by_its_seeds(tmp_path):
+    """Of several seeds Student's interval and its p; of one seed what its own images allow."""
+    for seed, wins in enumerate((2, 4, 9)):
+        _answers(tmp_path / f"seed{seed}", "a", np.arange(40) < wins)
+        _answers(tmp_path / f"seed{seed}", "b", np.zeros(40))
+    gap = difference(tmp_path, [0, 1, 2], "a", "b", "open", lambda *_: True)
+    mean, low, high = interval([2 / 40, 4 / 40, 9 / 40])
+    assert (gap["mean"], gap["low"], gap["high"]) == pytest.approx((mean, low, high), abs=1e-4)
+    assert gap["low"] < 0 and gap["p"] > 0.05 and gap["n"] == 120
+    alone = difference(tmp_path, [2], "a", "b", "open", lambda *_: True)
+    assert alone["low"] < alone["mean"] == 0.225 < alone["high"] and np.isnan(alone["p"])
+
+
+def test_the_committed_differences_are_those_of_the_committed_results():
+    results = pd.read_csv(RESULTS / "results.csv").query("metric == 'accuracy'")
+    for row in pd.read_csv(RESULTS / "differences.csv").itertuples():
+        a, b = row.difference.split(" - ")
+        gap = paired(results.query("protocol == @row.protocol and split == @row.split"), "method", a, b, ["split"]).iloc[0]
+        assert (row.mean, row.low, row.high) == pytest.approx((gap["mean"], gap.low, gap.high), abs=1e-4)
 
 
 def test_intervals_over_seeds_are_students_t():

@@ -91,6 +91,12 @@ def python_of(card):
 # ---- the card
 
 
+def test_the_card_asks_what_was_asked_in_training(policy):
+    own = model_card(policy.profile, "tapo", "my fish", prompt="Which fish is this?")
+    assert 'question = "Which fish is this?"' in own and PROMPT not in own
+    assert PROMPT in model_card(policy.profile, "tapo", "birds")
+
+
 def test_the_card_is_filled_from_the_run(shared):
     card = ModelCard.load(shared / "README.md")
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "image-text-to-text"
