@@ -149,8 +149,9 @@ def get_profile(name: str) -> Profile:
     profile = PROFILES[name]
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", "
-            "or on Colab choose Runtime > Change runtime type > GPU"
+            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", or on Colab choose Runtime > "
+            f"Change runtime type > GPU. This torch is made for CUDA {torch.version.cuda or '(none: the CPU build)'}: where "
+            "nvidia-smi shows a card, its driver may be too old for it"
         )
     if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")

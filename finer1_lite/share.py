@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from . import __version__
 from .config import ASSETS, QWEN_3B, Profile
-from .policy.load import Policy, base_name, load_processor, quantization
+from .policy.load import Policy, base_name, load_processor, quantization, suit_the_card
 from .report import versions
 from .story import dapo_setting
 from .use import BARE_PROMPT, PROMPT
@@ -160,7 +160,7 @@ def _weights(profile: Profile, merged: bool) -> str:
     if packed is None:
         return f"Trained and judged in {profile.dtype}."
     if merged:
-        return "Trained and judged on the base in NF4, merged into the base in bfloat16: some answers differ."
+        return "Trained and judged on the base in NF4. Here NF4's weights are unpacked to bfloat16, with the adapter in them."
     options = ", ".join(f"{k}={v!r}" for k, v in packed.to_diff_dict().items() if not k.startswith("_"))
     return (
         "Trained and judged on the base in NF4. For those very weights load the base with\n"
@@ -201,19 +201,24 @@ def save_for_sharing(
 def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card: str) -> Path:
     """Write base + adapter as one model in bfloat16 with its processor; plain transformers loads the folder.
 
-    The base is loaded anew and unquantised, on the profile's device (two bytes of memory for each parameter): to merge
-    into NF4 weights would keep their rounding error and add a second one. But the adapter was trained on NF4
-    weights, so the merged model is *not* the same to the bit. Chapter 6
-    measures how much the answers change.
+    The base is loaded anew, on the profile's device, as the adapter met it: where it was trained on NF4, NF4's weights are
+    unpacked, rounding included, and the adapter is added to those. So the merged model is the one that was judged, but for
+    bfloat16 (two bytes of memory for each parameter); the original weights would make another one. Chapter 6 measures both.
     card: see `model_card(merged=True)`. FileNotFoundError without an adapter.
     """
     folder = Path(folder)
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
+    suit_the_card(profile.device)
+    dtype = getattr(torch, profile.dtype)
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        profile.model_id, dtype=torch.bfloat16, use_safetensors=True, device_map=profile.device
-    )
-    PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
+        profile.model_id, dtype=dtype, quantization_config=quantization(profile), use_safetensors=True,
+        device_map=profile.device,
+    )  # fmt: skip
+    if profile.quantize:
+        base = base.dequantize(dtype)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True).to(torch.bfloat16)
+    merged.save_pretrained(folder)
     _save_processor(profile, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
@@ -177,8 +178,9 @@ def test_plain_transformers_and_peft_give_our_answers(shared, birds, texts):
     assert same(made, texts[:24]) >= 0.8 and same(answers(made), answers(texts[:24])) >= 0.9
 
 
-def test_merged_weights_are_base_plus_adapter(merged, shared):
+def test_merged_weights_are_the_unpacked_base_plus_adapter(merged, shared):
     base, made = (load_file(folder / "model.safetensors") for folder in (ASSETS / "base", merged))
+    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     adapter = load_file(shared / "adapter_model.safetensors")
     assert base.keys() == made.keys() and {w.dtype for w in made.values()} == {torch.bfloat16}
     changed = {name for name in base if not torch.equal(base[name], made[name])}
@@ -186,18 +188,21 @@ def test_merged_weights_are_base_plus_adapter(merged, shared):
     assert len(downs) == len(changed) == 7 * 5
     for name, down in downs.items():
         (target,) = [n for n in changed if n.endswith(name.partition("layers.")[2].replace("lora_A.", ""))]
-        expected = base[target].float() + 32 / 16 * adapter[name.replace("lora_A", "lora_B")] @ down
+        packed, state = quantize_4bit(base[target].float(), blocksize=64, quant_type="nf4", compress_statistics=True)
+        met = dequantize_4bit(packed, state)  # the weight that the adapter was trained beside
+        assert (met - base[target]).abs().max() > 0.01 * base[target].abs().max()
+        expected = met + 32 / 16 * adapter[name.replace("lora_A", "lora_B")] @ down
         torch.testing.assert_close(made[target].float(), expected, rtol=2**-7, atol=1e-3)
 
 
-def test_the_merged_model_answers_much_like_the_policy(merged, birds, texts):
-    """Not to the bit: the adapter was trained on NF4 weights. Of 480 answers 90% were the same, of these 81%."""
+def test_the_merged_model_answers_as_the_policy(merged, birds, texts):
+    """But for bfloat16: of these 48 answers all or nearly all are the same. Merged into the original base 81% were."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged)
     assert model.dtype == torch.bfloat16 and "lora" not in str(model).lower()
     made = plain_texts(model, AutoProcessor.from_pretrained(merged), birds)
     names = [s.name for s in evaluation_species()[:48]]
-    assert same(answers(made), answers(texts)) >= 0.65
-    assert abs(same(answers(made), names) - same(answers(texts), names)) <= 0.15
+    assert same(answers(made), answers(texts)) >= 0.93
+    assert abs(same(answers(made), names) - same(answers(texts), names)) <= 0.07
 
 
 def test_the_profile_s_pixels_are_saved_with_the_processor(policy, shared, birds, tmp_path):

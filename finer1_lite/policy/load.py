@@ -1,6 +1,7 @@
 """Load the base model in NF4, put LoRA adapters on the language model, save and load them."""
 
 import gc
+import os
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch.nn.functional import linear
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+from transformers.integrations import sdpa_attention
 
 from ..config import ASSETS, Profile
 from .inputs import home
@@ -133,9 +135,14 @@ def suit_the_card(device: str) -> None:
 
     Off: cuDNN's attention, which Hopper cards prefer. It builds a plan for each new shape, and every decoded token
     has one; some versions give NaN gradients under an explicit mask (PyTorch issue 196678). Off: sums of fp16
-    products in fp16, as Qwen overflows there.
+    products in fp16, as Qwen overflows there. Off on a T4: grouped heads in attention. It has no flash attention, and
+    without it PyTorch before 2.15 takes the slowest kernel for them; transformers then packs or repeats the heads itself.
     """
     if torch.device(device).type == "cuda":
+        if "LOCAL_RANK" in os.environ:  # peft loads an adapter to the current card, not to the model's
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8:
+            sdpa_attention.use_gqa_in_sdpa = lambda *_: False
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 

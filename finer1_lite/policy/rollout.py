@@ -105,7 +105,7 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
     now.mask = now.mask.bool()
     done: list[list[int]] = [[] for _ in range(len(now.hidden))]
     alive = torch.arange(len(now.hidden))
-    forbidden = forbidden_ids(policy.model)
+    forbidden = torch.tensor(forbidden_ids(policy.model), device=now.hidden.device)  # a list would be copied at each step
     for count in range(1, limit + 1):
         logits = now.hidden @ policy.head.T
         logits[:, forbidden] = -torch.inf
