@@ -119,9 +119,9 @@ NAMES = {
     "negative_entropy": "H[pi_neg] alone",
     "gamma_0": "KL weight 0", "gamma_0.03": "KL weight 0.03", "gamma_0.1": "KL weight 0.1",
     "anchor": "update on the anchor", "paper_kl": "the paper's KL ratio", "negative_grad": "gradient through pi_neg",
-    "printed_entropy": "H as printed", "micro_batch": "mean per micro-batch of 4", "paper": "all of the paper's",
-    "chains_12": "12 chains", "chains_24": "24 chains", "chains_48": "48 chains", "unstructured": "no comparison",
-    "all_concepts": "concepts not selected",
+    "printed_entropy": "H as printed", "micro_batch": "mean per micro-batch of 4", "paper": "all of the paper's side",
+    "chains_12": "12 chains", "chains_24": "24 chains", "chains_48": "48 chains", "unstructured": "chains without comparison",
+    "all_concepts": "all concepts told",
 }  # fmt: skip
 
 

@@ -144,8 +144,9 @@ def ablations(rows: pd.DataFrame, folder: Path) -> Part:
     kept = int((false_discovery_control(p) < 0.05).sum()) if len(p) else 0
     text = (
         "Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), "
-        f"{len(str(rows.each_seed[0]).split())} seeds, 20 steps; full dots differ. {len(told)} of {len(told) + len(same)} "
-        f"comparisons do, {kept} also after allowing for their number (Benjamini and Hochberg; the table of ways to train is left "
+        f"{len(str(rows.each_seed[0]).split())} seeds. 20 steps, half of the story's, and DAPO has TAPO's learning rate here: compare these figures only with each other. "
+        "In the picture a full dot is a difference whose interval leaves zero out. "
+        f"{len(told)} of {len(told) + len(same)} comparisons do, {kept} also after allowing for their number (Benjamini and Hochberg; the table of ways to train is left "
         "out):\n\n"
         + "\n".join(f"- {verdict(r)}" for r in told.sort_values("difference").to_dict("records"))
     )
@@ -178,9 +179,9 @@ def probes(rows: pd.DataFrame, folder: Path) -> Part:
 TASKS = {  # (task, measure, split) of transfer.csv, in words
     ("facts", "two steps", "seen"): "facts: the own name looked up in a second, text-only question; seen",
     ("facts", "two steps", "unseen"): "facts: the own name looked up in a second, text-only question; unseen",
-    ("facts", "likeliest option", "unseen"): "facts: the likeliest of five behind the own thoughts; unseen",
+    ("facts", "likeliest option", "unseen"): "facts: five options scored after the model's own chain; unseen",
     ("looks", "describe", "unseen"): "looks: attributes right in a description; unseen",
-    ("looks", "part, in form", "unseen"): "looks: an answer about one part stops there; unseen",
+    ("looks", "part, in form", "unseen"): "looks: asked about one part, it answers that part only; unseen",
     ("recall", "food", "unseen"): "text alone: what it eats; unseen",
     ("common", "answer", "common"): "names of common species, never trained on; as an answer",
     ("common", "think", "common"): "names of common species, never trained on; thinking",
