@@ -1,5 +1,8 @@
 """Profiles and artefacts: what a machine lacks, or a reader has not made yet, is said at once."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -80,3 +83,13 @@ def test_every_shipped_adapter_loads_and_holds_no_path_of_a_machine():
         assert base == "finer1_lite/birds/assets/base"
         assert (folder / "adapter_model.safetensors").exists() and not list(folder.glob("*.bin"))
     assert sum(p.stat().st_size for p in config.ASSETS.rglob("*") if p.is_file()) < 15e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the allocator's blocks cannot grow")
+@pytest.mark.parametrize("told, kept", [({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "backend:native"}, None)])
+def test_the_allocator_s_blocks_grow_unless_the_reader_says_otherwise(told, kept):
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    clean = {k: v for k, v in os.environ.items() if k not in names}
+    code = "import os, finer1_lite; print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
+    asked = subprocess.run([sys.executable, "-c", code], env=clean | told, capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == str(kept)

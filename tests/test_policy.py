@@ -195,6 +195,23 @@ def test_on_a_gpu_attention_does_without_cudnn_and_fp16_sums():
         cuda.matmul.allow_fp16_reduced_precision_reduction = before[1]
 
 
+@pytest.mark.parametrize("card, grouped", [((7, 5), False), ((8, 9), True)])
+def test_only_cards_without_flash_attention_pack_heads_themselves(monkeypatch, card, grouped):
+    from transformers.integrations import sdpa_attention
+
+    key = torch.zeros(1, 2, 3, 128)
+    before = sdpa_attention.use_gqa_in_sdpa
+    assert before(None, key, key)
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
+    for name, value in (("is_available", True), ("get_device_capability", card)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    suited = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+    suit_the_card("cuda")
+    torch.backends.cuda.enable_cudnn_sdp(suited[0])
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = suited[1]
+    assert sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
+
+
 def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
     """Each of a 3B takes 2.5 GiB of a machine's memory; they are frozen, so one is enough."""
     profile = replace(policy.profile, offload_tower=True)
