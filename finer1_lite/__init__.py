@@ -16,5 +16,7 @@ if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CO
 
 # bitsandbytes would like a kernel from the Hub for some CPUs; we do not use it (policy/load.py), so it need not say so.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# Nor need transformers say that unpacked 4-bit layers are unpacked (share.py).
+logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"

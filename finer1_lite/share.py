@@ -3,6 +3,7 @@
 `push` is the only function of the package that sends anything anywhere, and no other function calls it.
 """
 
+import gc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -217,8 +218,11 @@ def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card:
     )  # fmt: skip
     if profile.quantize:
         base = base.dequantize(dtype)
+        gc.collect()  # 4-bit layers refer to themselves
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True).to(torch.bfloat16)
-    merged.save_pretrained(folder)
+    for config in (merged.config, merged.config.text_config, merged.config.vision_config):
+        config.dtype = torch.bfloat16
+    merged.save_pretrained(folder, max_shard_size="2GB")  # a shard has a second copy in the machine's memory
     _save_processor(profile, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder

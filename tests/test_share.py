@@ -180,7 +180,9 @@ def test_plain_transformers_and_peft_give_our_answers(shared, birds, texts):
 
 def test_merged_weights_are_the_unpacked_base_plus_adapter(merged, shared):
     base, made = (load_file(folder / "model.safetensors") for folder in (ASSETS / "base", merged))
-    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+    config = json.loads((merged / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert {part["dtype"] for part in (config, config["text_config"], config["vision_config"])} == {"bfloat16"}
     adapter = load_file(shared / "adapter_model.safetensors")
     assert base.keys() == made.keys() and {w.dtype for w in made.values()} == {torch.bfloat16}
     changed = {name for name in base if not torch.equal(base[name], made[name])}
