@@ -198,12 +198,13 @@ def test_merged_weights_are_the_unpacked_base_plus_adapter(merged, shared):
 
 
 def test_the_merged_model_answers_as_the_policy(merged, birds, texts):
-    """But for bfloat16: of these 48 answers all or nearly all are the same. Merged into the original base 81% were."""
+    """But for bfloat16: 85% of these 48 texts are the same and 98% of the answers. Merged into the original base 27% and 94%
+    are: names hardly tell the two apart, whole chains do."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged)
     assert model.dtype == torch.bfloat16 and "lora" not in str(model).lower()
     made = plain_texts(model, AutoProcessor.from_pretrained(merged), birds)
     names = [s.name for s in evaluation_species()[:48]]
-    assert same(answers(made), answers(texts)) >= 0.93
+    assert same(made, texts) >= 0.6 and same(answers(made), answers(texts)) >= 0.93
     assert abs(same(answers(made), names) - same(answers(texts), names)) <= 0.07
 
 
