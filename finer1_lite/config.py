@@ -6,7 +6,9 @@ rates; on the CPU also fewer questions and fewer steps. Each is a field here.
 """
 
 import os
+import platform
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -168,3 +170,10 @@ def suggest_profile() -> tuple[str, str]:
         return "t4", f"{card.name} with {gib:.0f} GiB has no bfloat16: 16-bit floats with checks"
     name = "l4" if gib < 35 else "a100" if gib < 70 else "h100"
     return name, f"{card.name} with {gib:.0f} GiB and bfloat16"
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on besides the code."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {p: version(p) for p in packages} | {"python": platform.python_version(), "machine": machine}

@@ -13,7 +13,7 @@ from IPython.display import display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
-from .data.images import as_rgb
+from .images import as_rgb
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..", "xx", "\\\\")

@@ -49,3 +49,9 @@ def question(rng, think: bool = True, questions: Sequence[str] = QUESTIONS) -> s
 def messages(text: str) -> list[dict]:
     """One image and one question as chat messages."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
+def make_options(label: str, nearest: dict[str, list[str]], rng, k: int = 4) -> list[str]:
+    """The label and its `k - 1` nearest classes, shuffled with `rng` (a numpy Generator)."""
+    options = [label, *nearest[label][: k - 1]]
+    return [options[i] for i in rng.permutation(len(options))]

@@ -4,7 +4,6 @@ Departure from the paper: LoRA on the NF4 model instead of full fine-tuning. The
 in both.
 """
 
-import csv
 import hashlib
 import math
 import random
@@ -18,15 +17,24 @@ import torch
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from .checkpoint import (
-    Checkpoints, State, adapter_tensors, optimizer_tensors, restore_adapter, restore_optimizer, stopped, uninterrupted,
-)  # fmt: skip
 from .config import SFTConfig
+from .files import write_csv
+from .loop import (
+    Checkpoints,
+    State,
+    Stepper,
+    Team,
+    adapter_tensors,
+    optimizer_tensors,
+    restore_adapter,
+    restore_optimizer,
+    stopped,
+    uninterrupted,
+)  # fmt: skip
 from .losses import chunked_logps
-from .parallel import Team
+from .policy.batching import cut, halved_until_it_fits
 from .policy.inputs import IGNORE, Seen, training_batch
 from .policy.load import Policy
-from .steps import Stepper, cut, halved_until_it_fits
 
 Row = tuple[str, Seen, str]
 
@@ -147,11 +155,3 @@ def gather_gradients(
     return total / items
 
 
-def write_csv(path: str | Path, rows: list[dict]) -> None:
-    """Write dictionaries as a CSV file; a key that a row lacks is an empty cell."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -14,10 +14,9 @@ from peft import PeftModel
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from . import __version__
-from .config import ASSETS, QWEN_3B, Profile
+from .config import ASSETS, QWEN_3B, Profile, versions
 from .policy.load import Policy, base_name, load_processor, quantization, suit_the_card
-from .report import versions
-from .story import dapo_setting
+from .recipes import dapo_setting
 from .use import BARE_PROMPT, PROMPT
 
 METHOD_NAMES = {"sft_answers": "SFT on answers", "cot_sft": "CoT SFT", "dapo": "DAPO", "tapo": "TAPO"}

@@ -19,14 +19,31 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .checkpoint import (
-    Checkpoints, State, adapter_tensors, digest, optimizer_tensors, restore_adapter, restore_optimizer, stopped, uninterrupted,
-)  # fmt: skip
 from .config import TapoConfig
-from .losses import (
-    LossConfig, condition_logps, count_items, group_advantages, keep_groups, overlong_penalty, tapo_loss,
+from .files import write_csv
+from .loop import (
+    Checkpoints,
+    State,
+    Stepper,
+    Team,
+    adapter_tensors,
+    digest,
+    optimizer_tensors,
+    restore_adapter,
+    restore_optimizer,
+    stopped,
+    uninterrupted,
 )  # fmt: skip
-from .parallel import Team
+from .losses import (
+    LossConfig,
+    condition_logps,
+    count_items,
+    group_advantages,
+    keep_groups,
+    overlong_penalty,
+    tapo_loss,
+)  # fmt: skip
+from .policy.batching import cut_groups, halved_until_it_fits
 from .policy.inputs import VisionCache
 from .policy.load import Policy
 from .policy.rollout import Rollouts, rollout
@@ -34,8 +51,6 @@ from .policy.scoring import completion_logps, widen
 from .prompts import question
 from .rewards import released_reward
 from .samplers import Triplet, TripletSampler, fill_batch
-from .sft import write_csv
-from .steps import Stepper, cut_groups, halved_until_it_fits
 
 Reward = Callable[[str, str], dict[str, float]]
 

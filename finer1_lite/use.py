@@ -12,7 +12,7 @@ from threading import Event, Thread
 from PIL import Image
 from transformers import TextIteratorStreamer
 
-from .data.images import SUFFIXES, as_rgb, read_image
+from .images import SUFFIXES, as_rgb, read_image
 from .policy.inputs import Seen, VisionCache, model_inputs, pad, prompt_ids, tower_at_home
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout

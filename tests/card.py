@@ -12,8 +12,8 @@ from threading import Thread
 import torch
 from bitsandbytes.nn import Params4bit
 from torch.overrides import TorchFunctionMode
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "card"
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from card import card
 from IPython.core.interactiveshell import InteractiveShell
 
-from card import card
 from finer1_lite.config import PROFILES
 
 CHAPTERS = Path(__file__).parents[1] / "notebooks"

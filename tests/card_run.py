@@ -18,14 +18,14 @@ from benchmarks.setting import our_reward, sampler_of
 from card import card
 
 from finer1_lite.birds.dataset import load_birds
-from finer1_lite.checkpoint import Checkpoints
 from finer1_lite.config import PROFILES, SFTConfig, TapoConfig
-from finer1_lite.evaluate import predict
+from finer1_lite.evaluate.answers import predict
+from finer1_lite.loop import Checkpoints
 from finer1_lite.losses import TAPO
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
+from finer1_lite.recipes import answer_rows
 from finer1_lite.sft import train_sft
-from finer1_lite.story import answer_rows
 from finer1_lite.tapo import Tapo
 
 SWITCHES = ("checkpointing", "offload_tower", "dense_rollout")

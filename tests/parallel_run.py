@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from test_checkpoint import PROFILE, SETTING, birds, half_right, make_loop
 
-from finer1_lite.checkpoint import Checkpoints
+from finer1_lite.loop import Checkpoints
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
+from finer1_lite.recipes import answer_rows
 from finer1_lite.sft import train_sft
-from finer1_lite.story import answer_rows
 
 
 def main(folder: Path) -> None:

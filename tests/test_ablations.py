@@ -8,29 +8,46 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finer1_lite import story
+from finer1_lite.birds.fish import all_fish, draw_folder
 from finer1_lite.config import ASSETS, get_profile
+from finer1_lite.cot.build import Task
 from finer1_lite.cot.chains import (
-    ChainError, chat_row, load_chains, parse_prose, question_and_completion, save_chains, to_completion,
+    ChainError,
+    chat_row,
+    load_chains,
+    parse_prose,
+    question_and_completion,
+    save_chains,
+    to_completion,
 )  # fmt: skip
-from finer1_lite.cot.guide import guide_chain, read_guide
-from finer1_lite.cot.teacher import Task
 from finer1_lite.data.sources import folder_entries, load_images
 from finer1_lite.data.splits import few_shot
-from finer1_lite.evaluate import Prediction
-from finer1_lite.evidence.ablations import (
-    CHAINS, TABLES, VARIANTS, chains_of, curve_rows, label_of, run_variant, table_rows, unstructured, verdict, watched,
-)  # fmt: skip
-from finer1_lite.evidence.seeds import interval, over_seeds, paired
-from finer1_lite.fish import all_fish, draw_folder
+from finer1_lite.evaluate.answers import Prediction, save_predictions
+from finer1_lite.evaluate.statistics import interval, over_seeds
 from finer1_lite.prompts import instructed, questions_for
-from finer1_lite.evaluate import save_predictions
-from finer1_lite.report import difference
+from finer1_lite.recipes import one_per_class
 from finer1_lite.samplers import ConfusionCounts
-from finer1_lite.story import Seed, one_per_class
+from finer1_lite.teachers.guide import guide_chain, read_guide
+from studies import story
+from studies.ablations import (
+    CHAINS,
+    TABLES,
+    VARIANTS,
+    chains_of,
+    curve_rows,
+    label_of,
+    run_variant,
+    table_rows,
+    unstructured,
+    verdict,
+    watched,
+)  # fmt: skip
+from studies.report import difference
+from studies.seeds import paired
+from studies.story import Seed
 
 REFERENCE = ASSETS / "reference"
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "studies/results"
 
 
 def test_every_variant_is_shown_and_every_table_has_a_reference():

@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, SiglipModel, SiglipProcessor
 
-from finer1_lite import evaluate
 from finer1_lite.birds import clip
 from finer1_lite.birds.dataset import FIRST, PER_CLASS, evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species, describe, look_alikes
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.evidence import baselines
-from finer1_lite.evidence.ablations import VARIANTS
-from finer1_lite.evidence.siglip import ENSEMBLE, SHIPPED, Siglip, choose, choose_probe, fit_probe, text_encoder
+from finer1_lite.evaluate import answers as evaluate
+from finer1_lite.evaluate.siglip import ENSEMBLE, SHIPPED, Siglip, choose, choose_probe, fit_probe, text_encoder
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.prompts import instructed
-from finer1_lite.story import Seed
+from studies import baselines
+from studies.ablations import VARIANTS
+from studies.story import Seed
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,15 @@ from finer1_lite.birds import diet, pretrain
 from finer1_lite.birds.dataset import FIRST, evaluation_species, load_birds
 from finer1_lite.birds.measure import measure_base
 from finer1_lite.birds.render import SIZE, draw
-from finer1_lite.birds.species import ATTRIBUTES, all_species, by_name, describe, differences, family_members, look_alikes
+from finer1_lite.birds.species import (
+    ATTRIBUTES,
+    all_species,
+    by_name,
+    describe,
+    differences,
+    family_members,
+    look_alikes,
+)  # fmt: skip
 from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.policy.load import load_base
 

@@ -14,14 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from finer1_lite.birds.dataset import load_birds
-from finer1_lite.checkpoint import STATE, TENSORS, CheckpointError, Checkpoints, State, uninterrupted
 from finer1_lite.config import RELEASED_SWITCHES, get_profile
+from finer1_lite.loop import MAX_BAD_STEPS, STATE, TENSORS, CheckpointError, Checkpoints, State, uninterrupted
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
+from finer1_lite.recipes import answer_rows, look_alike_classes
 from finer1_lite.samplers import ConfusionCounts, TripletSampler
 from finer1_lite.sft import train_sft
-from finer1_lite.steps import MAX_BAD_STEPS
-from finer1_lite.story import answer_rows, look_alike_classes
 from finer1_lite.tapo import Tapo
 
 PROFILE = replace(get_profile("cpu"), max_new_tokens=6)
@@ -98,7 +97,7 @@ def wait_for(process, condition, limit: float = 60.0) -> None:
 def test_twenty_kills_at_random_points_change_nothing(tmp_path):
     """Every second kill strikes while a checkpoint is being written."""
     context, rng, folders, last = multiprocessing.get_context("forkserver"), random.Random(0), [], []
-    context.set_forkserver_preload(["finer1_lite.story"])
+    context.set_forkserver_preload(["studies.story"])
 
     def start(folder):
         (folder / "training").unlink(missing_ok=True)
@@ -172,7 +171,7 @@ def test_ctrl_c_in_the_middle_of_a_step_saves_and_goes_on(data, straight, tmp_pa
 
 
 def test_in_a_notebook_the_next_cell_works(data, monkeypatch):
-    monkeypatch.setattr("finer1_lite.checkpoint.get_ipython", lambda: object())
+    monkeypatch.setattr("finer1_lite.loop.get_ipython", lambda: object())
     loop = make_loop(data, interrupting(after=27))
     history = loop.train()
     assert 0 < len(history) < SETTING.steps

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from finer1_lite.birds.diet import LOOKS_QUESTIONS, candidates, chain_parts, chain_prose, misread
 from finer1_lite.birds.species import all_species, by_name
+from finer1_lite.cot import build as T
 from finer1_lite.cot import chains as C
 from finer1_lite.cot import concepts as K
-from finer1_lite.cot import teacher as T
 from finer1_lite.rewards import extract_answer, format_reward
 
 RELEASED = Path(__file__).parents[2] / "shared" / "data" / "stage1_chains_202.json"

@@ -10,13 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
-from finer1_lite.cot.chains import chat_row, load_chains, question_and_completion, save_chains
 from finer1_lite.config import get_profile
+from finer1_lite.cot.chains import chat_row, load_chains, question_and_completion, save_chains
 from finer1_lite.data.formats import (
-    add_dataset_info, from_llama_factory, from_sharegpt, from_trl, read_closed_world, read_rows, read_triplets,
-    to_llama_factory, to_sharegpt, to_trl, write_closed_world, write_rows,
+    add_dataset_info,
+    from_llama_factory,
+    from_sharegpt,
+    from_trl,
+    read_closed_world,
+    read_rows,
+    read_triplets,
+    to_llama_factory,
+    to_sharegpt,
+    to_trl,
+    write_closed_world,
+    write_rows,
 )  # fmt: skip
-from finer1_lite.export import export_triplets
+from finer1_lite.data.triplets import export_triplets
 from finer1_lite.policy.inputs import IMAGE_PAD
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import messages

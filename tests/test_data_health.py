@@ -10,12 +10,21 @@ from PIL import Image as Picture
 from PIL import ImageEnhance
 
 from finer1_lite.birds.dataset import load_birds
+from finer1_lite.birds.fish import all_fish, draw, draw_folder
 from finer1_lite.config import TapoConfig, get_profile
 from finer1_lite.data.health import (
-    BRACKETS, CONTAINED, LARGE, MAX_DISTANCE, SAME, SLIP, check_health, duplicate_pairs, picture_facts, similar_names,
+    BRACKETS,
+    CONTAINED,
+    LARGE,
+    MAX_DISTANCE,
+    SAME,
+    SLIP,
+    check_health,
+    duplicate_pairs,
+    picture_facts,
+    similar_names,
 )  # fmt: skip
 from finer1_lite.data.sources import folder_entries, load_images
-from finer1_lite.fish import all_fish, draw, draw_folder
 from finer1_lite.policy.load import load_base
 from finer1_lite.rewards import accuracy_reward
 

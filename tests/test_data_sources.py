@@ -14,12 +14,12 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from finer1_lite.birds.fish import all_fish, draw_folder
 from finer1_lite.config import get_profile
-from finer1_lite.data.images import as_rgb, read_image
 from finer1_lite.data.names import clean_name, clean_names
 from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
 from finer1_lite.data.splits import few_shot, released_classes
-from finer1_lite.fish import all_fish, draw_folder
+from finer1_lite.images import as_rgb, read_image
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
 

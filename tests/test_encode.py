@@ -9,10 +9,9 @@ import torch
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species
 from finer1_lite.config import ASSETS
-from finer1_lite.cot.concepts import choose_concepts, split_concepts
-from finer1_lite.cot.encode import bottleneck_effect, sentence_encoder
-from finer1_lite.cot.local import LocalTeacher
-from finer1_lite.cot.teacher import DESCRIBE
+from finer1_lite.cot.build import DESCRIBE
+from finer1_lite.cot.concepts import bottleneck_effect, choose_concepts, sentence_encoder, split_concepts
+from finer1_lite.teachers.local import LocalTeacher
 
 CAPTIONS = [["Red crown, long tail.", "Red crown; a hat."], ["Blue back, long tail.", "Blue back."]]
 

@@ -16,9 +16,9 @@ from PIL import Image
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species
 from finer1_lite.config import ASSETS
+from finer1_lite.cot.build import Task, build_chains
 from finer1_lite.cot.concepts import choose_concepts
-from finer1_lite.cot.endpoint import Answers, Endpoint, EndpointError
-from finer1_lite.cot.teacher import Task, build_chains
+from finer1_lite.teachers.endpoint import Answers, Endpoint, EndpointError
 
 RED = Image.new("RGB", (20, 10), "red")
 SECRET = "sk-very-secret-4711"
@@ -141,7 +141,7 @@ def test_rounds_of_chains_ask_anew_and_are_replayed_from_any_point(bad, teacher)
 CHILD = """
 import sys
 from PIL import Image
-from finer1_lite.cot.endpoint import Endpoint
+from finer1_lite.teachers.endpoint import Endpoint
 url, store = sys.argv[1:]
 endpoint = Endpoint("killed", [Image.new("RGB", (20, 10), "red")], store, url + "/v1", concurrency=2)
 endpoint([(0, f"wait 0.1 {i}") for i in range(30)])

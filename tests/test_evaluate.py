@@ -10,15 +10,31 @@ from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.evaluate import (
-    COLUMNS, METHODS, _batches, ask, bootstrap_difference, bootstrap_seeds, fingerprint, judge, load_predictions, make_options,
-    predict, prompts_for, result_rows, subset_error, subset_of,
+from finer1_lite.evaluate.answers import (
+    METHODS,
+    _batches,
+    ask,
+    fingerprint,
+    judge,
+    load_predictions,
+    predict,
+    prompts_for,
+)  # fmt: skip
+from finer1_lite.evaluate.statistics import (
+    COLUMNS,
+    bootstrap_difference,
+    bootstrap_seeds,
+    result_rows,
+    subset_error,
+    subset_of,
+    table,
 )  # fmt: skip
 from finer1_lite.losses import DAPO
 from finer1_lite.policy.inputs import VisionCache, prompt_ids
 from finer1_lite.policy.load import Policy, add_adapter, load_base
-from finer1_lite.report import table
-from finer1_lite.story import Seed, look_alike_classes, one_per_class, tasks_of
+from finer1_lite.prompts import make_options
+from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
+from studies.story import Seed
 
 
 @pytest.mark.parametrize("text, correct, strict", [

@@ -14,7 +14,7 @@ from PIL import Image
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.export import export_triplets
+from finer1_lite.data.triplets import export_triplets
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import instructed
 from finer1_lite.samplers import Triplet

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from finer1_lite.config import get_profile
-from finer1_lite.evaluate import bootstrap_seeds, judge
-from finer1_lite.evidence import figures as F
+from finer1_lite.evaluate.answers import judge
+from finer1_lite.evaluate.statistics import bootstrap_seeds
 from finer1_lite.policy.load import load_processor
+from studies import figures as F
 
 FAMILY_OF = {"Wren": "wrens", "House Wren": "wrens", "Tit": "tits", "Blue Tit": "tits", "Jay": "crows"}
 SAID = [  # label, seen, answer

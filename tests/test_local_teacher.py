@@ -10,11 +10,11 @@ from PIL import Image
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.cot.local import LocalTeacher
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
 from finer1_lite.policy.rollout import forbidden_ids, rollout
 from finer1_lite.prompts import QUESTIONS, instructed
+from finer1_lite.teachers.local import LocalTeacher
 
 # prompts of different length, so that all rows but one are padded
 ASKED = [(0, "Describe the bird."), (1, instructed(QUESTIONS[0])), (2, "Describe the wing and the tail of the bird.")]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from finer1_lite.evidence.page import MAKERS, Part, markdown, rounded, webpage, wide, write_page
-from finer1_lite.evidence.seeds import over_seeds
+from finer1_lite.evaluate.statistics import over_seeds
+from studies.page import MAKERS, Part, markdown, rounded, webpage, wide, write_page
 
 
 def test_the_page_holds_the_figures_of_its_table(tmp_path):
@@ -41,7 +41,7 @@ def test_one_seed_has_no_interval_and_narrow_ones_get_a_decimal():
 
 
 def test_one_seed_makes_a_page_too(tmp_path):
-    committed = Path(__file__).parent.parent / "results"
+    committed = Path(__file__).parents[1] / "studies" / "results"
     for name in ("transfer.csv", "baselines.csv", "why.csv"):
         rows = pd.read_csv(committed / name)
         rows[rows.seed == 0].to_csv(tmp_path / name, index=False)
@@ -56,7 +56,7 @@ def test_a_folder_without_tables_is_refused(tmp_path):
 
 
 def test_the_committed_page_is_that_of_the_committed_tables(tmp_path):
-    committed = Path(__file__).parent.parent / "results"
+    committed = Path(__file__).parents[1] / "studies" / "results"
     for name in [*MAKERS, "differences.csv", "story.png"]:
         shutil.copy(committed / name, tmp_path)
     assert write_page(tmp_path)[0].read_text() == (committed / "summary.md").read_text()

@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from finer1_lite.evaluate import COLUMNS, METHODS
-from finer1_lite.evidence.ablations import VARIANTS
-from finer1_lite.evidence.paper import SOURCE, beside, other_figures, paper_figures
+from finer1_lite.evaluate.answers import METHODS
+from finer1_lite.evaluate.paper import SOURCE, beside, other_figures, paper_figures
+from finer1_lite.evaluate.statistics import COLUMNS
+from studies.ablations import VARIANTS
 
 KEY = ["method", "protocol", "split", "metric"]
 

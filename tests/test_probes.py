@@ -7,23 +7,43 @@ import pytest
 import torch
 from PIL import Image
 
-from finer1_lite.birds.diet import chain_parts, chain_prose
 from finer1_lite.birds.dataset import evaluation_species
+from finer1_lite.birds.diet import chain_parts, chain_prose
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import ATTRIBUTES, look_alikes
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.evaluate import judge
-from finer1_lite.evidence import why
-from finer1_lite.evidence.budget import STAGES, bird_guide, chain_facts, chain_measures, error_budget, fact_frame
-from finer1_lite.evidence.looking import (
-    bird_pixels, box_around, box_elsewhere, changed_pixels, hide, look_measures, mass_on, occlusion_map, views,
-)  # fmt: skip
-from finer1_lite.evidence.probes import (
-    cka, cosines, folds_of, image_token_features, layer_states, linear_probe, lora_moves, name_states, permutation_test,
-    recalled, recognised, same_direction, separability, wrong_names,
-)  # fmt: skip
+from finer1_lite.evaluate.answers import judge
 from finer1_lite.policy.inputs import VisionCache, model_inputs, prompt_ids
 from finer1_lite.policy.load import load_base, load_policy
+from studies import why
+from studies.budget import STAGES, bird_guide, chain_facts, chain_measures, error_budget, fact_frame
+from studies.looking import (
+    bird_pixels,
+    box_around,
+    box_elsewhere,
+    changed_pixels,
+    hide,
+    look_measures,
+    mass_on,
+    occlusion_map,
+    views,
+)  # fmt: skip
+from studies.probes import (
+    cka,
+    cosines,
+    folds_of,
+    image_token_features,
+    layer_states,
+    linear_probe,
+    lora_moves,
+    name_states,
+    permutation_test,
+    recalled,
+    recognised,
+    same_direction,
+    separability,
+    wrong_names,
+)  # fmt: skip
 
 
 def noise(*shape, seed=0):

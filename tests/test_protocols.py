@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from finer1_lite.data.formats import ClosedWorld, read_closed_world
-from finer1_lite.evaluate import judge
-from finer1_lite.evidence import protocols as P
+from finer1_lite.evaluate import protocols as P
+from finer1_lite.evaluate.answers import judge
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
 released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released questions are not on this machine")

@@ -11,8 +11,7 @@ from finer1_lite.birds.species import by_name
 from finer1_lite.cot import quality as Q
 from finer1_lite.cot.chains import Chain, to_completion
 from finer1_lite.cot.released import ReleasedChain
-from finer1_lite.evaluate import judge
-from finer1_lite.evaluate import save_predictions
+from finer1_lite.evaluate.answers import judge, save_predictions
 
 ROOT = Path(__file__).parents[1]
 CHAINS = ROOT / "finer1_lite" / "birds" / "assets" / "reference" / "chains.jsonl"

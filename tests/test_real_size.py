@@ -11,7 +11,7 @@ from benchmarks.real_size import bound, make_loop, measure, one_step, pictures, 
 from bitsandbytes.nn import Linear4bit
 
 from finer1_lite.config import PROFILES
-from finer1_lite.policy.qwen import qwen_config
+from tests.benchmarks.qwen import qwen_config
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,16 @@ from PIL import Image
 
 from finer1_lite.cot import decisions
 from finer1_lite.cot.chains import (
-    FORMAT, HINTED, LEAK, NOT_LABEL, Chain, ChainError, chat_row, load_chains, question_and_completion, save_chains,
+    FORMAT,
+    HINTED,
+    LEAK,
+    NOT_LABEL,
+    Chain,
+    ChainError,
+    chat_row,
+    load_chains,
+    question_and_completion,
+    save_chains,
     to_completion,
 )  # fmt: skip
 from finer1_lite.cot.decisions import ReviewError, row_id

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from review_browser import CHROMEDRIVER, CHROMIUM, Page, chromium, jupyter_lab, wait_for  # skips without selenium
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By

@@ -6,15 +6,17 @@ import pytest
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
+from finer1_lite.cot.build import Task
 from finer1_lite.cot.chains import chat_row, question_and_completion
-from finer1_lite.cot.guide import guide_chain, look_alikes, read_guide
-from finer1_lite.cot.selftaught import self_teach
-from finer1_lite.cot.teacher import Task
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import instructed
-from finer1_lite.story import Seed, sampler_of, tasks_of
-from finer1_lite.evidence.teachers import TEMPERATURE, by_hand, chain_facts, field_guide, student
+from finer1_lite.recipes import tasks_of
+from finer1_lite.teachers.guide import guide_chain, look_alikes, read_guide
+from finer1_lite.teachers.policy import sampler_of
+from finer1_lite.teachers.selftaught import self_teach
+from studies.story import Seed
+from studies.teachers import TEMPERATURE, by_hand, chain_facts, field_guide, student
 
 ASK = "Which bird is this?"
 TASKS = [Task(i, name, ASK) for i, name in enumerate(("wren", "finch", "robin"))]
@@ -149,7 +151,7 @@ def test_a_voice_that_was_killed_says_the_same_again(tmp_path, monkeypatch):
     path.write_text("".join(lines[:3]) + lines[3][:20])  # killed in its second call, while it wrote
     two = voice()
     assert two(asked) == first and two(asked) == again
-    monkeypatch.setattr("finer1_lite.story.rollout", None)  # all is in the file: nothing is sampled
+    monkeypatch.setattr("studies.story.rollout", None)  # all is in the file: nothing is sampled
     three = voice()
     assert three(asked) == first and three(asked) == again
     with pytest.raises(TypeError):

@@ -25,12 +25,20 @@ from finer1_lite import use
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, PROFILES, QWEN_3B, get_profile
-from finer1_lite.evaluate import COLUMNS
+from finer1_lite.evaluate.statistics import COLUMNS
 from finer1_lite.policy.load import load_policy
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.share import merge_16bit, model_card, push, save_for_sharing
 from finer1_lite.use import (
-    PROMPT, as_rgb, classify_batches, classify_folder, images_in, read_answer, read_image, see, stream_answer,
+    PROMPT,
+    as_rgb,
+    classify_batches,
+    classify_folder,
+    images_in,
+    read_answer,
+    read_image,
+    see,
+    stream_answer,
 )  # fmt: skip
 
 ADAPTER = ASSETS / "reference" / "tapo"

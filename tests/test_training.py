@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from finer1_lite.birds.dataset import load_birds
-from finer1_lite.checkpoint import Checkpoints
 from finer1_lite.config import get_profile
+from finer1_lite.loop import Checkpoints, Stepper, Team
 from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig, group_advantages
-from finer1_lite.parallel import Team
+from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
 from finer1_lite.prompts import ANSWER_INSTRUCTION, THINK_INSTRUCTION, question
+from finer1_lite.recipes import answer_rows, dapo_setting, look_alike_classes
 from finer1_lite.rewards import bare_reward, released_reward
 from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import answer_loss, epochs_of, gather_gradients, train_sft
-from finer1_lite.steps import Stepper, out_of_memory
-from finer1_lite.story import answer_rows, dapo_setting, look_alike_classes
 from finer1_lite.tapo import Rows, Tapo, own_images
 
 PROFILE = get_profile("cpu")

@@ -8,17 +8,15 @@ import pytest
 from PIL import Image
 
 from finer1_lite.birds.dataset import load_birds
+from finer1_lite.birds.fish import all_fish
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import ATTRIBUTES, FOODS, NESTS, all_species, by_name
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.evidence.questions import Question, about, ask, choose, in_form, load_questions, prompt_of, said, score
-from finer1_lite.evidence.transfer import (
-    SHIFTS, conditions, facts, fish_questions, looks, naming, pick, recall, rows_of, shifted,
-)  # fmt: skip
-from finer1_lite.fish import all_fish
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
 from finer1_lite.prompts import THINK_INSTRUCTION
+from studies.questions import Question, about, ask, choose, in_form, load_questions, prompt_of, said, score
+from studies.transfer import SHIFTS, conditions, facts, fish_questions, looks, naming, pick, recall, rows_of, shifted
 
 CHAIN = "white crown, gray back.\nCandidates: a b; c d.\n</think>\n<answer> a b </answer>"
 MEAL = Question(0, "What does the bird in the picture eat?", ("fish",), FOODS, "food", "seen", 0.2)

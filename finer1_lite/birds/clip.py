@@ -23,9 +23,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, set_seed
 
-from ..config import ASSETS
-from ..evidence.siglip import ENSEMBLE, Siglip, choose
-from ..report import versions
+from ..config import ASSETS, versions
+from ..evaluate.siglip import ENSEMBLE, Siglip, choose
 from .dataset import FIRST, evaluation_species
 from .eyes import augment
 from .model import build_tokenizer

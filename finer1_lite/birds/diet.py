@@ -7,11 +7,22 @@ from a description to a name. It never meets an image of an evaluation species w
 
 import numpy as np
 
+from ..cot.build import FOUR_PARTS
 from ..cot.chains import HEADINGS
-from ..cot.teacher import FOUR_PARTS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
-from .species import ATTRIBUTES, BODY, HEAD, SHAPE, Species, all_species, describe, differences
-from .species import by_name, family_members, look_alikes
+from .species import (
+    ATTRIBUTES,
+    BODY,
+    HEAD,
+    SHAPE,
+    Species,
+    all_species,
+    by_name,
+    describe,
+    differences,
+    family_members,
+    look_alikes,
+)
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),

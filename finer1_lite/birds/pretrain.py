@@ -17,7 +17,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, set_seed
 
 from ..config import ASSETS, SFTConfig, get_profile
-from ..cot.teacher import structured_prompt
+from ..cot.build import structured_prompt
 from ..policy.inputs import VisionCache
 from ..policy.load import add_adapter, load_base
 from ..sft import train_sft

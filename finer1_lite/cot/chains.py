@@ -28,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from ..data.names import normal_name
+
 MAX_CANDIDATES = 4
 FORMAT = "format"
 LEAK = "label before candidates"
@@ -167,16 +169,6 @@ def spelt(chain: Chain, label: str) -> Chain:
         return made if read_chain(to_completion(made)) == made else chain
     except ChainError:
         return chain
-
-
-def normal_name(name: str) -> str:
-    """A name for comparing: no case, punctuation or remark in brackets.
-
-    >>> normal_name("Red-winged Blackbird (Agelaius phoeniceus)")
-    'red winged blackbird'
-    """
-    bare = re.sub(r"\([^)]*\)", " ", unicodedata.normalize("NFKC", name))
-    return re.sub(r"[\W_]+", " ", bare.casefold()).strip()
 
 
 def names_label(text: str, label: str, others: Iterable[str] = ()) -> bool:

@@ -21,8 +21,9 @@ import pandas as pd
 
 from ..birds.species import by_name
 from ..data.formats import read_rows
+from ..data.names import normal_name
 from ..rewards import extract_answer
-from .chains import PARTS, Chain, ChainError, mentions_hints, names_label, normal_name, read_chain, to_prose
+from .chains import PARTS, Chain, ChainError, mentions_hints, names_label, read_chain, to_prose
 from .concepts import split_concepts
 from .released import ReleasedChain, parse_released
 

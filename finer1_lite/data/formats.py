@@ -22,11 +22,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 
-from ..evaluate import make_options
-from ..export import ROLES, TEXTS
-from ..prompts import QUESTIONS, bare_question
+from ..images import as_rgb
+from ..prompts import QUESTIONS, bare_question, make_options
 from ..rewards import normalise
-from .images import as_rgb
+from .triplets import ROLES, TEXTS
 
 MARK = "<image>"
 SHAREGPT = {"system": "system", "human": "user", "gpt": "assistant"}

@@ -21,9 +21,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..config import TapoConfig
-from ..cot.chains import normal_name
+from ..images import LONGEST, as_rgb
 from ..rewards import normalise
-from .images import LONGEST, as_rgb
+from .names import normal_name
 
 HASH_SIDE = 16
 MAX_DISTANCE = 28  # of 256 bits; nearer to 24 than to 38, as more pictures hold nearer strangers

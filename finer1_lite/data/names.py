@@ -66,3 +66,13 @@ def clean_names(raw: Iterable[str]) -> dict[str, str]:
             raise ValueError(f"{other!r} and {name!r} both read {clean!r}: join them, or rename one")
     check_names(cleaned.values())
     return cleaned
+
+
+def normal_name(name: str) -> str:
+    """A name for comparing: no case, punctuation or remark in brackets.
+
+    >>> normal_name("Red-winged Blackbird (Agelaius phoeniceus)")
+    'red winged blackbird'
+    """
+    bare = re.sub(r"\([^)]*\)", " ", unicodedata.normalize("NFKC", name))
+    return re.sub(r"[\W_]+", " ", bare.casefold()).strip()

@@ -23,7 +23,7 @@ from datasets import Image as ImageColumn
 from PIL.Image import DecompressionBombWarning
 from tqdm.auto import tqdm
 
-from .images import SUFFIXES, read_image
+from ..images import SUFFIXES, read_image
 from .names import NUMBER, clean_names
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

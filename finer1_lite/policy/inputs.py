@@ -13,9 +13,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..data.images import as_rgb
+from ..images import as_rgb
 from ..prompts import messages
-from ..steps import cut
+from .batching import cut
 
 IGNORE = -100
 IMAGE_PAD = "<|image_pad|>"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..steps import halved_until_it_fits
+from .batching import halved_until_it_fits
 from .dense import decoding
 from .inputs import Seen, pad
 from .load import Policy

@@ -26,16 +26,16 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 from bitsandbytes.nn import Linear4bit
+from finer1_lite.memory import GIB, Plan, encode, generate, image_tokens, prompt_tokens, train, update_passes
 
 from finer1_lite.config import PROFILES, Profile
-from finer1_lite.memory import GIB, Plan, encode, generate, image_tokens, prompt_tokens, train, update_passes
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import PATCHES_AT_ONCE, answer_ids
 from finer1_lite.policy.load import Policy, load_policy
-from finer1_lite.policy.qwen import qwen_config
 from finer1_lite.policy.rollout import Rollouts
 from finer1_lite.sft import answer_loss
 from finer1_lite.tapo import Group, Tapo
+from tests.benchmarks.qwen import qwen_config
 
 from .measure import PeakMemory, facts
 from .real_size import make_loop, save_random

@@ -25,18 +25,17 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from finer1_lite.memory import sizes
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from finer1_lite.birds.model import SPECIAL
-from finer1_lite.config import PROFILES, Profile, get_profile
-from finer1_lite.memory import sizes
+from finer1_lite.config import PROFILES, Profile, get_profile, versions
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy, load_processor
-from finer1_lite.policy.qwen import qwen_config
 from finer1_lite.prompts import QUESTIONS
-from finer1_lite.report import versions
 from finer1_lite.tapo import Tapo
+from tests.benchmarks.qwen import qwen_config
 
 from .setting import Step, TheirSide, fixed_length, our_reward, sampler_of
 

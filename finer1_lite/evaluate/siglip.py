@@ -1,0 +1,151 @@
+"""A CLIP-like model beside the policy: SigLIP from the Hub, or the bird world's own (`birds.clip`), by the same code.
+
+Zero-shot (paper, "CLIP-like baselines"): the cosine of a picture and "a photo of a {class}", among the options of a
+closed-world question or among all names; with several templates, the mean of their unit rows. Few-shot: a linear
+probe, logistic regression on the picture's features, its regularisation chosen on validation pictures.
+
+A CLIP-like model needs the list of names, also open-world: it cannot answer with a name that it was not given.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor
+
+from ..config import ASSETS
+from ..images import as_rgb
+
+SHIPPED = ASSETS / "siglip"
+ONE = ("a photo of a {}",)
+ENSEMBLE = (
+    *ONE, "a picture of a {}", "a close-up of a {}", "a {}", "a small {}", "my photo of a {}", "a {} in the wild",
+)  # fmt: skip
+STRENGTHS = tuple(10.0**e for e in range(-5, 2))  # of the probe's regularisation
+
+
+class Siglip:
+    """A SigLIP, frozen, with its processor. name: a Hub id such as "google/siglip2-large-patch16-256", or a folder.
+
+    The first SigLIPs ("google/siglip-...") also need the package sentencepiece.
+    """
+
+    def __init__(self, name: str | Path = SHIPPED, device: str = "cpu"):
+        if Path(name) == SHIPPED and not SHIPPED.exists():
+            raise FileNotFoundError("the tiny SigLIP is missing; make it again with: python -m finer1_lite.birds.clip")
+        self.processor = AutoProcessor.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        self.model, self.device = model.eval().requires_grad_(False).to(device), device
+
+    def images(self, images, batch: int = 64) -> torch.Tensor:
+        """Unit rows (N, D) of PIL images, on the CPU."""
+        def encode(part):
+            pixels = self.processor.image_processor([as_rgb(x) for x in part], return_tensors="pt").pixel_values
+            return self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
+
+        return _in_batches(encode, images, batch)
+
+    def texts(self, texts: Sequence[str], batch: int = 256) -> torch.Tensor:
+        """Unit rows (N, D) of texts, on the CPU; each is padded to, or cut at, the length SigLIP was trained with."""
+        length = self.model.config.text_config.max_position_embeddings
+        how = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+
+        def encode(part):
+            ids = self.processor.tokenizer(part, **how).input_ids
+            return self.model.get_text_features(input_ids=ids.to(self.device)).pooler_output
+
+        return _in_batches(encode, texts, batch)
+
+    def classes(self, names: Sequence[str], templates: Sequence[str] = ONE) -> torch.Tensor:
+        """Unit rows (C, D) of class names: the mean of the unit rows of all templates ("a photo of a {}")."""
+        rows = self.texts([template.format(name) for name in names for template in templates])
+        return F.normalize(rows.view(len(names), len(templates), -1).mean(1), dim=-1)
+
+
+@torch.no_grad()
+def _in_batches(encode: Callable, items, batch: int) -> torch.Tensor:
+    starts = range(0, len(items), batch)
+    rows = torch.cat([encode([items[i] for i in range(s, min(s + batch, len(items)))]) for s in starts])
+    return F.normalize(rows.float().cpu(), dim=-1)
+
+
+def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequence[str]] | None = None) -> list[str]:
+    """The name with the highest score in each row of scores (N, C): among all names, or among the row's `options`.
+
+    A row without options has no answer (""). ValueError for an option that is none of the names.
+
+    >>> choose(torch.tensor([[0.1, 0.9, 0.5]]), ["wren", "finch", "tit"], [["wren", "tit"]])
+    ['tit']
+    """
+    if options is None:
+        return [names[i] for i in scores.argmax(-1).tolist()]
+    place = {name: i for i, name in enumerate(names)}
+    if unknown := {name for own in options for name in own} - set(place):
+        raise ValueError(f"{min(unknown)!r} is no class here; the classes are: {', '.join(names)}")
+    return [max(own, key=lambda name: row[place[name]], default="") for row, own in zip(scores.tolist(), options)]
+
+
+def text_encoder(name: str | Path = SHIPPED, device: str = "cpu") -> Callable[[list[str]], torch.Tensor]:
+    """SigLIP's text tower as an encoder: texts (N) to unit rows (N, D)."""
+    return Siglip(name, device).texts
+
+
+def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_iter: int = 100) -> torch.Tensor:
+    """Weights (H + 1, K), bias last, of a logistic regression: mean cross-entropy + l2 / 2 |W|^2, bias free."""
+    weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=max_iter, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(x @ weight[:-1] + weight[-1], y) + l2 / 2 * weight[:-1].square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weight.detach()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of features (N, D): centred, scaled, `weight` (D, C), `bias` (C). strength: its L2 term's."""
+
+    classes: list[str]
+    centre: torch.Tensor
+    scale: float
+    weight: torch.Tensor
+    bias: torch.Tensor
+    strength: float
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C)."""
+        return (features.double() - self.centre) / self.scale @ self.weight + self.bias
+
+
+def fit_probe(features: torch.Tensor, labels: Sequence[str], strength: float) -> Probe:
+    """Logistic regression of features (N, D): mean cross-entropy + strength / 2 |weight|^2, by L-BFGS from zero."""
+    classes = sorted(set(labels))
+    x, y = features.double(), torch.tensor([classes.index(label) for label in labels])
+    centre = x.mean(0)
+    scale = float((x - centre).norm(dim=-1).mean())  # features of any size are regularised alike
+    x = (x - centre) / scale
+    w = fit_linear(x, y, len(classes), strength, max_iter=300)
+    return Probe(classes, centre, scale, w[:-1], w[-1], strength)
+
+
+def choose_probe(
+    features: torch.Tensor, labels: Sequence[str], val_features: torch.Tensor, val_labels: Sequence[str],
+    strengths: Sequence[float] = STRENGTHS,
+) -> Probe:  # fmt: skip
+    """The probe of the training rows whose strength does best on the validation rows; the strongest of equals.
+
+    ValueError for a validation label without training rows.
+    """
+    if unknown := set(val_labels) - set(labels):
+        raise ValueError(f"{min(unknown)!r} is in the validation rows and not in the training rows; leave it out")
+
+    def accuracy(probe: Probe) -> float:
+        return sum(a == b for a, b in zip(choose(probe.scores(val_features), probe.classes), val_labels))
+
+    return max((fit_probe(features, labels, s) for s in sorted(strengths, reverse=True)), key=accuracy)

@@ -1,0 +1,73 @@
+"""Cutting work into parts that fit into memory."""
+
+import gc
+import warnings
+from collections.abc import Callable
+
+import torch
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's or this machine's memory is full."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the CPU, of CUDA, of its libraries
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
+
+
+def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
+    """`run(size)`; after running out of memory again with half the size, down to 1: (result, size that fits).
+
+    Says once what it did. MemoryError where even 1 does not fit.
+    """
+    first = size
+    while True:
+        try:
+            result = run(size)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise MemoryError(
+                    f"{what}: even 1 does not fit. Lower max_new_tokens or max_pixels of the profile, or take a "
+                    "larger card; python -m finer1_lite.memory shows where the memory goes."
+                ) from error
+        else:
+            if size != first:
+                warnings.warn(f"out of memory: {what} lowered from {first} to {size}", RuntimeWarning, stacklevel=2)
+            return result, size
+        size //= 2
+        gc.collect()  # 4-bit models refer to themselves: one that was let go may still be on the card
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def cut(costs: list[int], limit: int, rows: int) -> list[range]:
+    """Consecutive rows in parts whose costs sum to `limit` at most and that have `rows` rows at most.
+
+    A row above the limit stands alone.
+
+    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10)
+    [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
+    """
+    parts, start, spent = [], 0, 0
+    for i, cost in enumerate(costs):
+        if i > start and (spent + cost > limit or i - start == rows):
+            parts.append(range(start, i))
+            start, spent = i, 0
+        spent += cost
+    return parts + [range(start, len(costs))] if costs else []
+
+
+def cut_groups(costs: list[int], group: int, limit: int, rows: int) -> list[range]:
+    """As `cut`, but whole groups of `group` rows stay together; one that is too large is cut by itself.
+
+    Rows of two groups in one part would be padded to the longer of their packed rows.
+
+    >>> cut_groups([2] * 8, group=4, limit=16, rows=10), cut_groups([2] * 8, group=4, limit=6, rows=10)
+    ([range(0, 8)], [range(0, 3), range(3, 4), range(4, 7), range(7, 8)])
+    """
+    whole, parts = [sum(costs[i : i + group]) for i in range(0, len(costs), group)], []
+    for part in cut(whole, limit, max(1, rows // group)):
+        start, stop = part.start * group, part.stop * group
+        inside = cut(costs[start:stop], limit, rows) if len(part) == 1 else [range(stop - start)]
+        parts += [range(start + p.start, start + p.stop) for p in inside]
+    return parts

@@ -1,0 +1,95 @@
+"""The steps that chapters and studies share: from labels to chains, rows, look-alikes, and a whole run of stage 2."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .config import ASSETS, Profile
+from .cot.build import Built, Sampler, Task, build_chains
+from .cot.chains import chat_row, question_and_completion, spelt, to_completion
+from .cot.concepts import choose_concepts
+from .losses import DAPO, LossConfig
+from .policy.inputs import VisionCache
+from .policy.load import Policy
+from .prompts import QUESTIONS, instructed, question
+from .samplers import ConfusionCounts, TripletSampler, nearest_classes
+from .sft import Row
+from .tapo import Tapo
+
+TEACHER = ASSETS / "teacher"
+DESCRIPTIONS_PER_QUESTION = 2
+
+
+def one_per_class(labels: list[str]) -> list[int]:
+    """The first image of each class: Stage 1 uses one image per seen class."""
+    return [labels.index(c) for c in sorted(set(labels))]
+
+
+def tasks_of(labels: list[str], seed: int) -> list[Task]:
+    """One image of each class with a question."""
+    rng = np.random.default_rng(seed)
+    return [Task(i, labels[i], QUESTIONS[int(rng.integers(len(QUESTIONS)))]) for i in one_per_class(labels)]
+
+
+def make_chains(base: Sampler, teacher: Sampler, labels: list[str], seed: int) -> tuple[list[Task], Built]:
+    """The chains of Stage 1: described, told the label, written, checked, sampled again."""
+    tasks = tasks_of(labels, seed)
+    return tasks, build_chains(tasks, base, teacher, choose_concepts, samples=DESCRIPTIONS_PER_QUESTION)
+
+
+def chain_rows(tasks: list[Task], built: Built) -> list[dict]:
+    """Accepted chains as chat rows, with the student's prompt and completion."""
+    rows = []
+    for attempt in built.accepted:
+        task = tasks[attempt.task]
+        completion = to_completion(spelt(attempt.chain, task.label))
+        rows.append(chat_row(task.image_index, task.label, instructed(task.question), completion))
+    return rows
+
+
+def sft_rows(rows: list[dict], cache: VisionCache) -> list[Row]:
+    """Chat rows as (question, seen, answer) rows for `train_sft`."""
+    pairs = [question_and_completion(row) for row in rows]
+    return [(q, s, a) for (q, a), s in zip(pairs, cache.get([row["image_index"] for row in rows]))]
+
+
+def answer_rows(
+    labels: list[str], cache: VisionCache, seed: int, questions: Sequence[str] = QUESTIONS
+) -> list[Row]:
+    """The baseline's rows: every training image with its bare name."""
+    rng = np.random.default_rng(seed)
+    seen = cache.get(range(len(labels)))
+    return [(question(rng, False, questions), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
+
+
+def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[str]]:
+    """Every class's other classes, most similar first, by the mean image tokens of the policy's own tower."""
+    parts = (range(len(labels))[start : start + 64] for start in range(0, len(labels), 64))  # all may not fit into memory
+    means = torch.stack([s.tokens.float().mean(0) for part in parts for s in cache.get(part)])
+    return nearest_classes(labels, means - means.mean(0))
+
+
+def dapo_setting(profile: Profile):
+    """DAPO at TAPO's cost in rollouts: all of them from the anchor, no triplet terms, its own learning rate."""
+    config = profile.tapo
+    everything = config.num_anchor + config.num_positive
+    return replace(config, num_anchor=everything, num_positive=0, lr=profile.dapo_lr), DAPO
+
+
+def reinforce(
+    policy: Policy, cache: VisionCache, labels: list[str], config, loss: LossConfig, seed: int,
+    log: Path | None = None, on_step: Callable[[dict], None] | None = None,
+    negative: str = "similar", confusion: ConfusionCounts | None = None, **asked,
+) -> Tapo:  # fmt: skip
+    """Train `policy` in place with DAPO or TAPO; returns the loop with its state.
+
+    negative, confusion: how negatives are drawn, see `TripletSampler`. asked: `reward` and `ask` of `Tapo`.
+    """
+    nearest = look_alike_classes(cache, labels)
+    sampler = TripletSampler(labels, nearest, seed, negative=negative, confusion=confusion)
+    loop = Tapo(policy, cache, labels, sampler, config, loss, seed, **asked)
+    loop.train(log, on_step)
+    return loop

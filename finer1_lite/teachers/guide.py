@@ -1,0 +1,62 @@
+"""Chains from a table of what each class looks like: for who has a field guide, but no large teacher.
+
+Many data sets come with one (CUB's attributes, a flora, a catalogue), and a text model can write it. The chain's
+parts follow from the table: what is seen, the classes that share most of it, what each of them has instead.
+
+Departure from the paper: the analysis tells what the class looks like, not what this image shows. Parts that are
+hidden in the image are named all the same, so a student learns to guess them.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..cot.chains import MAX_CANDIDATES, Chain
+from ..cot.concepts import split_concepts
+
+Guide = dict[str, list[str]]
+
+
+def read_guide(path: str | Path) -> Guide:
+    """A CSV with the columns `name` and `looks`: each class with the phrases of its looks.
+
+    ValueError, with the line, for a class without looks or named twice, and without the two columns.
+    """
+    guide: Guide = {}
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"name", "looks"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} needs the columns name and looks, it has {rows.fieldnames}")
+        for row in rows:
+            name, phrases = (row["name"] or "").strip(), split_concepts(row["looks"] or "")
+            if not name or not phrases or name in guide:
+                what = "is named twice" if name in guide else "needs a name and looks"
+                raise ValueError(f"{path}, line {rows.line_num}: {name or 'a class'} {what}")
+            guide[name] = phrases
+    return guide
+
+
+def look_alikes(guide: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    """The other classes, those that share most phrases with `name` first.
+
+    >>> look_alikes({"a": ["red", "long"], "b": ["blue", "short"], "c": ["red", "short"]}, "a")
+    ['c', 'b']
+    """
+    mine = set(guide[name])
+    return sorted((n for n in guide if n != name), key=lambda n: (-len(mine & set(guide[n])), n))
+
+
+def guide_chain(guide: Mapping[str, Sequence[str]], label: str, options: int = MAX_CANDIDATES) -> Chain:
+    """The chain that leads to `label`. KeyError, with the remedy, for a class that the guide lacks.
+
+    >>> guide_chain({"a": ["red", "long"], "c": ["red", "short"]}, "a").comparison
+    'a: fits. c: short.'
+    """
+    if label not in guide:
+        raise KeyError(f"the guide has no class {label!r}: add a line with its looks, or leave its images out")
+    names = sorted([label, *look_alikes(guide, label)[: options - 1]])
+    mine = set(guide[label])
+    instead = {n: ", ".join(p for p in guide[n] if p not in mine) or "the same looks" for n in names}
+    instead[label] = "fits"
+    comparison = ". ".join(f"{n}: {words}" for n, words in instead.items()) + "."
+    return Chain(", ".join(guide[label]) + ".", names, comparison, label)
