@@ -29,12 +29,10 @@ from finer1_lite.evaluate.statistics import (
     subset_of,
     table,
 )  # fmt: skip
-from finer1_lite.losses import DAPO
 from finer1_lite.policy.inputs import VisionCache, prompt_ids
 from finer1_lite.policy.load import Policy, add_adapter, load_base
 from finer1_lite.prompts import make_options
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
-from studies.story import Seed
 
 
 @pytest.mark.parametrize("text, correct, strict", [
@@ -148,15 +146,15 @@ def whole(small, tmp_path_factory):
 
 def test_a_killed_evaluation_goes_on_where_it_was(small, whole, tmp_path):
     (policy, data, prompts), (made, _) = small, whole
-    path, part = tmp_path / "base_open.jsonl", tmp_path / "base_open.jsonl.part"
-    killed = Watched(policy, data["image"], part, stop=8)
+    path = tmp_path / "base_open.jsonl"
+    killed = Watched(policy, data["image"], path, stop=8)
     with pytest.raises(Killed):
         ask(policy, killed, data, prompts, path=path)
-    assert len(killed.lines) == 8 and not path.exists()
-    part.write_text("\n".join(killed.lines)[:-30])  # the last line was cut off as it was written
+    assert len(killed.lines) == 8
+    path.write_text("\n".join(killed.lines)[:-30])  # the last line was cut off as it was written
     again = Watched(policy, data["image"])
     assert ask(policy, again, data, prompts, path=path) == made  # text by text, though the last batch is asked anew
-    assert again.asked == 8 and not part.exists()
+    assert again.asked == 8
     assert load_predictions(path) == made and [p.index for p in made] == list(range(12))
     done = Watched(policy, data["image"])
     assert ask(policy, done, data, prompts, path=path) == made and done.asked == 0
@@ -170,11 +168,8 @@ def test_answers_do_not_depend_on_path_or_batches(small, whole):
     assert sum(a.text == b.text for a, b in zip(alone, made)) >= 11  # padding rounds: a near tie may fall otherwise
 
 
-@pytest.mark.parametrize("change, words", [
-    ("label", "'wrong' here"), ("prompt", "'Who\\?' here"), ("image", "other images"), ("adapter", "another model"),
-    ("fewer", "more questions"),
-])  # fmt: skip
-def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change, words):
+@pytest.mark.parametrize("change", ["label", "prompt", "image", "adapter", "fewer"])
+def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change):
     (policy, data, prompts), (made, kept) = small, whole
     path, labels, images = tmp_path / "a.jsonl", list(data["label"]), list(data["image"])
     path.write_bytes(kept.read_bytes())
@@ -189,7 +184,7 @@ def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change, wo
     else:
         policy = add_adapter(load_base(policy.profile), 0)
     asked = {"label": labels, "seen": list(data["seen"])[: len(labels)]}
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(ValueError, match="other questions, images or labels, or of another model") as error:
         ask(policy, Watched(policy, images), asked, prompts, path=path)
     assert str(path) in str(error.value) and "Move the file away" in str(error.value)
     assert load_predictions(path) == made  # and nothing is lost
@@ -197,8 +192,8 @@ def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change, wo
 
 def test_a_file_that_is_none_is_refused(small, tmp_path):
     policy, data, prompts = small
-    (tmp_path / "a.jsonl.part").write_text('{"index": 0}\n')
-    with pytest.raises(ValueError, match="line 1, is no prediction"):
+    (tmp_path / "a.jsonl").write_text('{"index": 0}\n')
+    with pytest.raises(ValueError, match="a.jsonl, line 1: should be an object with index, label"):
         ask(policy, Watched(policy, data["image"]), data, prompts, path=tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="11 prompts, 12 labels and 12 images"):
         ask(policy, Watched(policy, data["image"]), data, prompts[:11])
@@ -235,13 +230,6 @@ def test_the_official_order_asks_the_same_with_the_right_option_first():
 # ---- a smaller test set
 
 
-def pool(sizes, rng, alike):
-    """Classes of these sizes and their images' outcomes; `alike`: classes are all right or all wrong as far as that."""
-    labels = [f"c{i}" for i, size in enumerate(sizes) for _ in range(size)]
-    rates = np.clip(rng.normal(0.6, alike, len(sizes)), 0, 1)
-    return labels, (rng.random(len(labels)) < np.repeat(rates, sizes)).astype(float)
-
-
 def test_a_subset_has_its_share_of_each_class():
     labels = [f"c{i}" for i, size in enumerate([4, 8, 20, 8]) for _ in range(size)]
     data = Dataset.from_dict({"label": labels, "row": list(range(40))})
@@ -256,21 +244,6 @@ def test_a_subset_has_its_share_of_each_class():
             subset_of(data, n, 0)
 
 
-@pytest.mark.parametrize("n, alike", [(30, 0.35), (120, 0.35), (300, 0.2)])
-def test_the_error_of_a_subset_is_what_many_subsets_show(n, alike):
-    rng = np.random.default_rng(0)
-    missed, told = [], []
-    for world in range(10):
-        labels, right = pool([6] * 36 + [8] * 24, rng, alike)  # 408 images of 60 classes
-        data = Dataset.from_dict({"label": labels, "right": right})
-        for seed in range(25):
-            few = subset_of(data, n, seed)[:]
-            missed.append(np.mean(few["right"]) - right.mean())
-            told.append(subset_error(labels, few["label"], few["right"]))
-    assert np.std(missed) == pytest.approx(np.sqrt(np.mean(np.square(told))), rel=0.15)
-    assert subset_error(labels, few["label"]) >= np.mean(told) * 0.999  # without answers: the largest it can be
-
-
 def test_another_base_of_the_same_name_has_another_fingerprint():
     policy = load_base(get_profile("cpu"))
     before = fingerprint(policy)
@@ -280,29 +253,12 @@ def test_another_base_of_the_same_name_has_another_fingerprint():
     assert fingerprint(policy) != before
 
 
-def test_a_picture_is_opened_once_for_its_size_and_digest(birds):
-    opened = []
-
-    class Images(list):
-        def __getitem__(self, i):
-            opened.append(i)
-            return list.__getitem__(self, i)
-
-    policy = load_base(get_profile("cpu"))
-    cache = VisionCache(policy.model, policy.processor, Images(birds[:2]["image"]))
-    assert cache.about(0) == cache.about(0) != cache.about(1) and opened == [0, 1]
-    assert cache.about(1)[0] == birds[1]["image"].size
-
-
 def test_the_error_of_a_subset_by_hand():
     labels = ["a"] * 4 + ["b"] * 4
     # (1/4 - 1/8) / 4; then two whole classes of which one is asked: classes, of one kind each, are all that counts.
     assert subset_error(labels, ["a", "a", "b", "b"]) == pytest.approx((0.125 / 4) ** 0.5)
     assert subset_error(labels, labels) == 0.0
     assert subset_error(labels * 9, ["a"] * 4) == pytest.approx(0.25**0.5 * 0.5**0.5)  # one class alone: it may be all alike
-    assert subset_error(labels * 2, ["a", "a", "b", "b"], [1, 1, 0, 0]) == 0.0  # rows of a class are all alike
-    with pytest.raises(ValueError, match="not a part"):
-        subset_error(labels, ["a", "c"])
 
 
 def test_stage_1_takes_one_image_of_each_class(birds):
@@ -322,20 +278,3 @@ def test_the_table_shows_the_spread_of_several_seeds():
     assert "(" not in table(pd.DataFrame(rows[::2])).splitlines()[2]
 
 
-def test_each_method_of_the_story_has_its_own_training():
-    class Asked(Seed):  # says what it would train
-        def __init__(self):
-            self.profile = get_profile("cpu")
-
-        def sft(self, method):
-            return "sft", method
-
-        def rl(self, name, config, loss):
-            return name, config, loss
-
-    profile, asked = get_profile("cpu"), Asked()
-    made = {method: asked.adapter(method) for method in METHODS}
-    assert made["base"] is None and made["sft_answers"] == ("sft", "sft_answers") and made["cot_sft"] == ("sft", "cot_sft")
-    assert made["tapo"] == ("tapo", profile.tapo, profile.loss)
-    name, config, loss = made["dapo"]
-    assert (name, config.num_positive, config.lr, loss) == ("dapo", 0, profile.dapo_lr, DAPO)

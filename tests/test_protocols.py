@@ -91,7 +91,9 @@ def test_released_similarity_falls_back_and_knows_no_dogs():
     labels = ["Wren"] * 3
     assert P.released_similarity(texts, labels, "bird", encode) == pytest.approx([0.8794, 0.8794, 0.7321], abs=1e-4)
     assert P.answered_similarity(texts, labels, "bird", encode) == pytest.approx([0.8794, 0, 0], abs=1e-4)
-    assert [P.released_super_category(d) for d in ("bird", "dog", "pet", "car")] == ["bird", "object", "object", "car"]
+    asked = []
+    P.released_similarity(["x"], ["Wren"], "dog", lambda words: asked.extend(words) or encode(words))
+    assert "object" in asked and "dog" not in asked
 
 
 # ---- side by side
@@ -112,16 +114,17 @@ def test_the_frame_has_every_rule_with_its_reason():
     assert frame.why.map(len).min() > 20
     few = P.protocol_frame({"closed": said[:6]}, draws=10)
     assert set(few.protocol) == {"closed, shuffled"} and set(few.split) == {"seen"}
-    with pytest.raises(ValueError, match="no protocol 'shuffled'"):
-        P.protocol_frame({"shuffled": said})
+
+
+def first_is_right(questions):
+    return np.mean([row["options"][0] == row["ground_truth"] for row in questions.rows])
 
 
 def test_options_are_shuffled_and_asked_in_their_order():
     row = {"image_path": "a.jpg", "question": "Who?", "options": list("abcd"), "ground_truth": "a"}
     official = ClosedWorld([row] * 200, [])
     mixed = P.shuffled(official, 0)
-    assert P.order_facts(official)["right option first"] == 1 and official.rows[0]["options"] == list("abcd")
-    assert 0.15 < P.order_facts(mixed)["right option first"] < 0.35
+    assert official.rows[0]["options"] == list("abcd") and 0.15 < first_is_right(mixed) < 0.35
     assert all(sorted(r["options"]) == list("abcd") and r["ground_truth"] == "a" for r in mixed.rows)
     assert P.shuffled(official, 0) == mixed != P.shuffled(official, 1)
     prompts = P.closed_prompts(mixed)
@@ -129,25 +132,13 @@ def test_options_are_shuffled_and_asked_in_their_order():
 
 
 @released
-@pytest.mark.parametrize("name", FILES)
-def test_released_questions_have_the_right_option_first(name):
-    questions = read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl")
-    facts = P.order_facts(questions)
-    assert facts["questions"] == 200 and facts["right option first"] == 1.0
-    assert P.order_facts(P.shuffled(questions, 0))["right option first"] < 0.4
-    twice = [i for i, row in enumerate(questions.rows) if P.options_containing(row["ground_truth"], row["options"])]
-    assert twice == questions.containing and len(twice) == facts["a wrong option contains the right one"]
-    first = [f"<answer> {row['options'][0]} </answer>" for row in questions.rows]  # a model that says the first one
-    said = [judge(i, row["ground_truth"], True, text) for i, (row, text) in enumerate(zip(questions.rows, first))]
-    assert P.scores("closed, official order", said, name.split("_")[0])["as released"].mean() == 1.0
-
-
-@released
-def test_some_released_questions_pay_a_wrong_option():
-    files = [read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl") for name in FILES]
-    counts = {name: len(file.containing) for name, file in zip(FILES, files)}
-    assert sum(counts.values()) > 0, counts
-    row = next(file.rows[i] for file in files for i in file.containing)
-    wrong = P.options_containing(row["ground_truth"], row["options"])[0]
+def test_released_questions_have_the_right_option_first_and_some_pay_a_wrong_one():
+    files = {name: read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl") for name in FILES}
+    for name, questions in files.items():
+        assert len(questions.rows) == 200 and first_is_right(questions) == 1 and first_is_right(P.shuffled(questions, 0)) < 0.4
+        said = [judge(i, row["ground_truth"], True, f"<answer> {row['options'][0]} </answer>") for i, row in enumerate(questions.rows)]
+        assert P.scores("closed, official order", said, name.split("_")[0])["as released"].mean() == 1.0
+    row = next(file.rows[i] for file in files.values() for i in file.containing)
+    wrong = next(o for o in row["options"] if row["ground_truth"].lower() in o.lower() and o != row["ground_truth"])
     rules = scored("closed, official order", f"<answer> {wrong} </answer>", row["ground_truth"])
     assert rules == {"as released": 1, "with fall-back": 1, "strict": 0}

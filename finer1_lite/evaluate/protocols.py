@@ -2,10 +2,10 @@
 
 What the released evaluation does was read from eval/evaluation.py of github.com/PKU-ICST-MIPL/FineR1_ICLR2026. Its
 rules are here as they are, with their faults; each corrected rule changes one thing, and `RULES` says which and why.
-All are functions of texts: a model is asked once (`evaluate.predict`), for the closed world once in each order.
+All are functions of texts: a model is asked once (`evaluate.answers.ask`), for the closed world once in each order.
 
 Departures: of several answers the released closed-world code reads from the first <answer> to the last </answer>, as
-here, but our own judgement (`evaluate.judge`) reads the first. An empty text has similarity 0, not that of "".
+here, but our own judgement (`judge`) reads the first. An empty text has similarity 0, not that of "".
 """
 
 import re
@@ -22,7 +22,6 @@ from .answers import Prediction
 from .statistics import bootstrap_seeds
 
 Encoder = Callable[[list[str]], np.ndarray]  # texts (N) to unit rows (N, D), an array or a CPU tensor
-SIGLIP = "google/siglip-base-patch16-256"  # the paper's: `evidence.siglip.text_encoder(SIGLIP)`
 SUPER_CATEGORIES = ("aircraft", "bird", "car", "flower")  # the released code's own; all else is an "object"
 SAME = 1e-6  # cosines that differ by less are equal
 
@@ -44,34 +43,6 @@ def _lower(label: str) -> str:
 # ---- closed world
 
 
-def released_closed(text: str, label: str) -> bool:
-    """Whether the answer contains the label; without an answer it is wrong."""
-    return _lower(label) in _lower(answer_span(text))
-
-
-def released_closed_or_text(text: str, label: str) -> bool:
-    """The same, but without an answer the whole text counts, thoughts included: a chain names every option."""
-    return _lower(label) in _lower(answer_span(text) or text)
-
-
-def options_containing(label: str, options: Sequence[str]) -> list[str]:
-    """The wrong options whose names contain the label: by containment each of them is paid as right.
-
-    >>> options_containing("Bull Terrier", ["Bull Terrier", "American Bull Terrier", "Boxer"])
-    ['American Bull Terrier']
-    """
-    return [o for o in options if _lower(label) in _lower(o) and _lower(o) != _lower(label)]
-
-
-def order_facts(questions: ClosedWorld) -> dict[str, float]:
-    """How many questions; the share whose right option is first; how many have a wrong option that contains it."""
-    first = [row["options"][0] == row["ground_truth"] for row in questions.rows]
-    return {
-        "questions": len(first), "right option first": float(np.mean(first)),
-        "a wrong option contains the right one": len(questions.containing),
-    }  # fmt: skip
-
-
 def shuffled(questions: ClosedWorld, seed: int) -> ClosedWorld:
     """The same questions with the options of each in an order drawn with `seed`."""
     rng = np.random.default_rng(seed)
@@ -81,7 +52,7 @@ def shuffled(questions: ClosedWorld, seed: int) -> ClosedWorld:
 
 
 def closed_prompts(questions: ClosedWorld, think: bool = True) -> list[str]:
-    """A full prompt for each question, for `evaluate.ask`, with the options in the order of the file."""
+    """A full prompt for each question, for `answers.ask`, with the options in the order of the file."""
     return [instructed(row["question"], think, row["options"]) for row in questions.rows]
 
 
@@ -114,27 +85,7 @@ def key_collisions(labels: Sequence[str], domain: str) -> dict[str, list[str]]:
     return {key: names for key, names in found.items() if len(names) > 1}
 
 
-def released_open(text: str, label: str, domain: str) -> bool:
-    """Whether the answer, or without one the whole text, contains the label's key."""
-    return inclusion_key(label, domain) in (answer_span(text) or text).lower()
-
-
-def answered_open(text: str, label: str, domain: str) -> bool:
-    """Whether the answer contains the label's key; a text without an answer is wrong."""
-    return inclusion_key(label, domain) in answer_span(text).lower()
-
-
-def whole_label_open(text: str, label: str) -> bool:
-    """Whether the first answer contains the whole label."""
-    return normalise(label) in normalise(extract_answer(text) or "")
-
-
 # ---- open world, by meaning
-
-
-def released_super_category(domain: str) -> str:
-    """The word that the released code compares with: "object" for dogs and pets, which it does not know."""
-    return domain if domain in SUPER_CATEGORIES else "object"
 
 
 def relative_similarity(
@@ -142,13 +93,13 @@ def relative_similarity(
 ) -> np.ndarray:
     r"""How much nearer to the label than the mere super-category is what was said; (N,) in [0, 1].
 
-    $\max(0, \frac{Sim(c, c^*) - Sim(s, c^*)}{1 - Sim(s, c^*)})$: c text, c* label, s super-category, Sim the cosine of
-    `encode`'s rows. 0 where a text is empty. A label that means the super-category itself leaves 0/0: there 1 for a
-    text that means it too, else 0. ValueError for rows that are not of unit length.
+    $\max(0, \frac{Sim(c, c^*) - Sim(s, c^*)}{1 - Sim(s, c^*)})$ with c the text, c* the label, s the super-category,
+    Sim the cosine of `encode`'s rows. 0 where a text is empty. A label that means the super-category itself leaves
+    0/0: there 1 for a text that means it too, else 0. ValueError for rows that are not of unit length.
     """
     words = list(dict.fromkeys([*texts, *labels, super_category]))
     rows = np.asarray(encode(words), float)
-    if rows.shape[:1] != (len(words),) or rows.ndim != 2 or not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3):
+    if rows.shape[:1] != (len(words),) or not np.allclose(np.linalg.norm(rows, axis=-1), 1, atol=1e-3):
         raise ValueError(f"the encoder should give {len(words)} unit rows, one for each text; got shape {rows.shape}")
     place = {word: i for i, word in enumerate(words)}
     said, right = (rows[[place[word] for word in column]] for column in (texts, labels))
@@ -158,44 +109,76 @@ def relative_similarity(
     return np.clip(score, 0, 1) * [bool(text.strip()) for text in texts]
 
 
-def released_similarity(texts: Sequence[str], labels: Sequence[str], domain: str, encode: Encoder) -> np.ndarray:
-    """`relative_similarity` of the answer, or without one of the whole text, which the encoder cuts after 64 tokens."""
-    return relative_similarity([answer_span(t) or t for t in texts], labels, released_super_category(domain), encode)
+def released_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarray:
+    """`relative_similarity` of the answer, or without one of the whole text; of dogs and pets relative to "object"."""
+    category = domain if domain in SUPER_CATEGORIES else "object"
+    return relative_similarity([answer_span(t) or t for t in texts], labels, category, encode)
 
 
-def answered_similarity(texts: Sequence[str], labels: Sequence[str], domain: str, encode: Encoder) -> np.ndarray:
+def answered_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarray:
     """`relative_similarity` of the first answer and the domain's own word; 0 without an answer."""
     return relative_similarity([extract_answer(t) or "" for t in texts], labels, domain, encode)
 
 
-# ---- side by side
+# ---- side by side: protocol -> rule -> (text, label, domain) -> right or wrong, and why there is such a rule
 
-RULES: dict[str, dict[str, str]] = {
+_CLOSED = {
+    "contained": lambda text, label, _: _lower(label) in _lower(answer_span(text)),
+    "or text": lambda text, label, _: _lower(label) in _lower(answer_span(text) or text),
+    "strict": lambda text, label, _: strict_accuracy(text, label),
+}
+RULES: dict[str, dict[str, tuple[Callable, str]]] = {
     "open, inclusion": {
-        "as released": "The label (of a car without its last two words) is in the answer, or, where there is no "
-        "<answer>, anywhere in the text: a broken-off chain that lists the label among its candidates is right.",
-        "answer only": "No <answer>, no point.",
-        "corrected": "And the whole label: cars that differ in body or year alone count as different.",
-        "strict": "And nothing but the label: several names, or a longer name around it, are wrong.",
+        "as released": (
+            lambda text, label, domain: inclusion_key(label, domain) in (answer_span(text) or text).lower(),
+            "The label (of a car without its last two words) is in the answer, or, where there is no <answer>, anywhere "
+            "in the text: a broken-off chain that lists the label among its candidates is right.",
+        ),
+        "answer only": (
+            lambda text, label, domain: inclusion_key(label, domain) in answer_span(text).lower(),
+            "No <answer>, no point.",
+        ),
+        "corrected": (
+            lambda text, label, _: normalise(label) in normalise(extract_answer(text) or ""),
+            "And the whole label: cars that differ in body or year alone count as different.",
+        ),
+        "strict": (
+            _CLOSED["strict"],
+            "And nothing but the label: several names, or a longer name around it, are wrong.",
+        ),
     },
-    "open, similarity": {
-        "as released": "Nearness in meaning to the label, of the answer or else of the whole text, relative to the "
-        "super-category's word (\"object\" for dogs and pets).",
-        "corrected": "No <answer>, no point; every domain has its own word.",
+    "open, similarity": {  # these score all texts at once, with an encoder
+        "as released": (
+            released_similarity,
+            "Nearness in meaning to the label, of the answer or else of the whole text, relative to the "
+            'super-category\'s word ("object" for dogs and pets).',
+        ),
+        "corrected": (answered_similarity, "No <answer>, no point; every domain has its own word."),
     },
     "closed, official order": {
-        "as released": "The right option is listed first; the answer contains it. No <answer>, no point.",
-        "with fall-back": "Without an <answer> the whole text counts, as the released code has it open-world: a chain "
-        "names every option, so it is right.",
-        "strict": "The answer is the option: naming several, or one whose name holds the right one's, is wrong.",
+        "as released": (
+            _CLOSED["contained"],
+            "The right option is listed first; the answer contains it. No <answer>, no point.",
+        ),
+        "with fall-back": (
+            _CLOSED["or text"],
+            "Without an <answer> the whole text counts, as the released code has it open-world: a chain names every "
+            "option, so it is right.",
+        ),
+        "strict": (
+            _CLOSED["strict"],
+            "The answer is the option: naming several, or one whose name holds the right one's, is wrong.",
+        ),
     },
     "closed, shuffled": {
-        "contained": "As released, in an order drawn for each question: \"the first one\" is right one time in four.",
-        "with fall-back": "The same with the fall-back.",
-        "corrected": "Shuffled, and the answer is the option.",
+        "contained": (
+            _CLOSED["contained"],
+            'As released, in an order drawn for each question: "the first one" is right one time in four.',
+        ),
+        "with fall-back": (_CLOSED["or text"], "The same with the fall-back."),
+        "corrected": (_CLOSED["strict"], "Shuffled, and the answer is the option."),
     },
-}  # fmt: skip
-_CLOSED = (released_closed, released_closed_or_text, strict_accuracy)
+}
 
 
 def scores(
@@ -204,29 +187,22 @@ def scores(
     """For each rule of a protocol of `RULES` the score (N,) of each prediction. Similarity needs `encode`."""
     texts, labels = [p.text for p in said], [p.label for p in said]
     if protocol == "open, similarity":
-        columns = [how(texts, labels, domain, encode) for how in (released_similarity, answered_similarity)]
-    elif protocol == "open, inclusion":
-        columns = [[how(*pair, domain) for pair in zip(texts, labels)] for how in (released_open, answered_open)]
-        columns += [[how(*pair) for pair in zip(texts, labels)] for how in (whole_label_open, strict_accuracy)]
-    else:
-        columns = [[how(*pair) for pair in zip(texts, labels)] for how in _CLOSED]
-    return {rule: np.array(column, float) for rule, column in zip(RULES[protocol], columns, strict=True)}
+        return {rule: how(texts, labels, domain, encode) for rule, (how, _) in RULES[protocol].items()}
+    columns = {rule: [how(*pair, domain) for pair in zip(texts, labels)] for rule, (how, _) in RULES[protocol].items()}
+    return {rule: np.array(column, float) for rule, column in columns.items()}
 
 
 def protocol_frame(
     answers: Mapping[str, Sequence[Prediction]], domain: str = "bird", encode: Encoder | None = None, seed: int = 0,
     draws: int = 1000,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Every rule on seen and unseen classes: protocol, rule, split, accuracy, low, high, n, why.
 
     answers: one model's predictions, "open", "official" (the right option first) and "closed" (shuffled), or some of
     them. encode: where given, similarity too. accuracy: in [0, 1], with a 95% interval over classes and images.
-    ValueError for another key.
     """
     asked = {"open, inclusion": "open", "closed, official order": "official", "closed, shuffled": "closed"}
     asked |= {"open, similarity": "open"} if encode else {}
-    if unknown := set(answers) - set(asked.values()):
-        raise ValueError(f"no protocol {min(unknown)!r}; answers are of: {', '.join(dict.fromkeys(asked.values()))}")
     rows = []
     for protocol in (p for p in RULES if asked.get(p) in answers):
         said = answers[asked[protocol]]
@@ -235,5 +211,5 @@ def protocol_frame(
             for split, chosen in (("seen", seen), ("unseen", ~seen)):
                 if chosen.any():
                     figures = bootstrap_seeds([score[chosen]], [list(labels[chosen])], seed, draws)
-                    rows.append((protocol, rule, split, *figures, int(chosen.sum()), RULES[protocol][rule]))
+                    rows.append((protocol, rule, split, *figures, int(chosen.sum()), RULES[protocol][rule][1]))
     return pd.DataFrame(rows, columns=["protocol", "rule", "split", "accuracy", "low", "high", "n", "why"])
