@@ -1,11 +1,9 @@
 """Trains the tiny SigLIP of the bird world: `python -m finer1_lite.birds.clip`, a quarter of an hour on one thread.
 
-It stands where SigLIP-L stands in the paper's table: a CLIP-like model that compares a picture with "a photo of a
-{class}". Such a model was trained on alt-texts of the web, which name fine-grained classes beside their pictures,
-now and then wrongly. So this one is trained on pictures of **all** 200 species with noisy captions (`caption`): six in ten
-of them name the species, of these one in ten names a look-alike, and most speak of some of the looks. Unlike the base
-(see `diet`), it **has met the evaluated species by name**; only their training, validation and test pictures are
-new to it. A table that holds it must say so.
+It stands where SigLIP-L stands in the paper's table. Such a model has read alt-texts of the web, which name fine-grained
+classes beside their pictures, now and then wrongly; so this one learns from pictures of **all** 200 species with noisy
+captions (`caption`). Unlike the base (see `diet`), it **has met the evaluated species by name**; only their training,
+validation and test pictures are new to it. A table that holds it must say so.
 
 Departures from SigLIP (Zhai et al., arXiv 2303.15343): 1 M parameters, batches of 128 pairs, no species twice in a
 batch (its own caption would count as a wrong one), and a bias of -5 at the start, as a batch holds fewer negatives.
@@ -14,20 +12,19 @@ batch (its own caption would count as a wrong one), and a bias of -5 at the star
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, set_seed
 
 from ..config import ASSETS, versions
 from ..evaluate.siglip import ENSEMBLE, Siglip, choose
+from ..files import write_whole
 from .dataset import FIRST, evaluation_species
-from .eyes import augment
 from .model import build_tokenizer
+from .pretrain import augment, fit
 from .render import SIZE, draw
 from .species import ATTRIBUTES, Species, all_species, describe, look_alikes
 
@@ -73,32 +70,22 @@ def build_model(vocabulary: int, pad: int) -> SiglipModel:
     return model
 
 
-def render(per_species: int) -> np.ndarray:
-    """Pictures (species, per_species, 112, 112, 3) as uint8."""
-    jobs = [(s, FIRST_PICTURE + i) for s in all_species() for i in range(per_species)]
-    images = np.stack([np.asarray(draw(*job)) for job in tqdm(jobs, desc="draw", mininterval=10)])
-    return images.reshape(len(all_species()), per_species, SIZE, SIZE, 3)
-
-
 def train(model: SiglipModel, processor: SiglipProcessor, images: np.ndarray, steps: int, batch: int = BATCH) -> None:
-    """Train `model` in place with its sigmoid loss; each step sees `batch` species, one picture and caption of each."""
+    """Train `model` in place with its sigmoid loss on pictures (species, pictures of each, 112, 112, 3), uint8.
+
+    Each step sees `batch` species, one picture and one caption of each.
+    """
     rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
-    for step in (bar := tqdm(range(steps), desc="siglip", mininterval=10)):
+
+    def losses():
         rows = rng.permutation(len(images))[:batch]
         pixels = torch.from_numpy(images[rows, rng.integers(images.shape[1], size=batch)]).permute(0, 3, 1, 2)
         pixels = augment(pixels / 127.5 - 1, generator)  # the processor's scale: mean and deviation 0.5
         texts = [caption(rng, all_species()[i]) for i in rows]
         ids = processor.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        loss = model(input_ids=ids, pixel_values=pixels, return_loss=True).loss
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+        yield model(input_ids=ids, pixel_values=pixels, return_loss=True).loss
+
+    fit(list(model.parameters()), losses, steps, LR, betas=(0.9, 0.98))
 
 
 def measure(siglip: Siglip, pictures: int = 3) -> dict[str, float]:
@@ -120,15 +107,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # part of the recipe: another number changes the order of sums
     set_seed(SEED)
-    start, processor = time.process_time(), build_processor()
+    processor = build_processor()
     model = build_model(len(processor.tokenizer), processor.tokenizer.pad_token_id)
-    train(model, processor, render(max(2, int(args.scale * PICTURES))), max(2, int(args.scale * STEPS)))
-    seconds = time.process_time() - start
+    numbers = range(FIRST_PICTURE, FIRST_PICTURE + max(2, int(args.scale * PICTURES)))
+    images = np.stack([[np.asarray(draw(s, i)) for i in numbers] for s in all_species()])
+    train(model, processor, images, max(2, int(args.scale * STEPS)))
     model.half().save_pretrained(args.out / "siglip")
     processor.save_pretrained(args.out / "siglip")
-    figures = measure(Siglip(args.out / "siglip")) | {"seconds of one core": round(seconds)} | versions()
-    (args.out / "siglip.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+    figures = measure(Siglip(args.out / "siglip")) | versions()
+    write_whole(args.out / "siglip.json", json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """A second drawn world: a folder of fish as a practitioner would bring it, with the faults that such folders have.
 
-The base model has never met a fish or a fish's name. It can see most of the colours and patterns, as birds
-have them too. Intra-class variance comes from pose, light, water, weed and noise; a species is five attributes.
+The base model has never met a fish or its name, but most colours and patterns are those of birds. Pictures of a species
+differ in pose, light, water, weed and noise; a species is five attributes.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .render import BACK, BELLY, CROWN, DARK, SIZE, SUPERSAMPLE, Canvas, background, leaf_in_front, shade
+from ..files import write_csv
+from .render import BACK, BELLY, CROWN, DARK, SIZE, SUPERSAMPLE, Canvas, background, photograph, shade
 
 ATTRIBUTES = {
     "back": tuple(BACK), "belly": tuple(BELLY), "fin": tuple(CROWN),
@@ -23,6 +23,12 @@ EPITHETS = (  # words that the tiny model spells with one or two of its tokens
     "reef", "rust", "sand", "sorrel", "star", "steel", "stone", "tor",
 )  # fmt: skip
 WORLD_SEED = 3
+TAILS = {
+    "short": [(-0.8, -0.08), (-1.12, -0.28), (-1.12, 0.28), (-0.8, 0.08)],
+    "long": [(-0.8, -0.07), (-1.7, -0.2), (-1.7, 0.2), (-0.8, 0.07)],
+    "forked": [(-0.8, -0.08), (-1.5, -0.6), (-1.05, 0.0), (-1.5, 0.6), (-0.8, 0.08)],
+}
+SPOTS = [(-0.45, -0.05), (-0.2, 0.12), (0.0, -0.1), (0.2, 0.14), (0.35, -0.06), (-0.05, 0.26), (-0.3, 0.24)]
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,9 @@ def all_fish() -> list[Fish]:
     return made
 
 
-def _tail(canvas: Canvas, kind: str, color) -> None:
-    shapes = {
-        "short": [(-0.8, -0.08), (-1.12, -0.28), (-1.12, 0.28), (-0.8, 0.08)],
-        "long": [(-0.8, -0.07), (-1.7, -0.2), (-1.7, 0.2), (-0.8, 0.07)],
-        "forked": [(-0.8, -0.08), (-1.5, -0.6), (-1.05, 0.0), (-1.5, 0.6), (-0.8, 0.08)],
-    }
-    canvas.polygon(shapes[kind], color)
-
-
 def _side(canvas: Canvas, kind: str) -> None:
     if kind == "spotted":
-        for x, y in [(-0.45, -0.05), (-0.2, 0.12), (0.0, -0.1), (0.2, 0.14), (0.35, -0.06), (-0.05, 0.26), (-0.3, 0.24)]:
+        for x, y in SPOTS:
             canvas.ellipse(x, y, 0.07, 0.07, DARK)
     elif kind == "streaked":
         for y in (-0.12, 0.06, 0.24):
@@ -83,7 +80,7 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
     centre = size * (0.5 + rng.uniform(-0.06, 0.06, 2)) + np.array([0.03 * size, 0])
     canvas = Canvas(image, centre, size * rng.uniform(0.26, 0.33), rng.uniform(-0.35, 0.35), rng.random() < 0.5)
     back, fin = shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), CROWN[looks["fin"]]
-    _tail(canvas, looks["tail"], fin)
+    canvas.polygon(TAILS[looks["tail"]], fin)
     canvas.polygon([(-0.45, -0.35), (-0.1, -0.78), (0.3, -0.72), (0.35, -0.32)], fin)
     canvas.ellipse(0.0, 0.0, 0.95, 0.46, back)
     canvas.ellipse(0.04, 0.17, 0.78, 0.28, BELLY[looks["belly"]])
@@ -91,18 +88,14 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
     canvas.polygon([(0.2, 0.08), (-0.12, 0.42), (0.3, 0.3)], fin)
     canvas.ellipse(0.66, -0.1, 0.1, 0.1, (250, 250, 250))
     canvas.ellipse(0.68, -0.1, 0.055, 0.055, (15, 15, 15))
-    if rng.random() < 0.35:
-        leaf_in_front(image, rng, size)
-    pixels = np.asarray(image.resize((SIZE, SIZE), Image.BOX), np.float32) * rng.uniform(0.75, 1.2)
-    pixels = pixels * rng.uniform(0.93, 1.07, 3) + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return photograph(image, rng, 0.75)
 
 
 def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
-    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with a folder's usual faults.
+    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with the faults of many folders; returns it.
 
-    The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that
-    the camera has turned, and a class with a single picture. Returns the folder.
+    The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that the
+    camera has turned, and a class with a single picture.
     """
     folder, species = Path(folder), all_fish()
     for fish in species:
@@ -122,6 +115,5 @@ def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
     lonely = folder / "unknown_shape"
     lonely.mkdir(exist_ok=True)
     draw(species[0], per_class, seed + 1).save(lonely / "000.png")
-    with (folder / "guide.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("name", "looks"), *((f.name, ", ".join(f.concepts())) for f in species)])
+    write_csv(folder / "guide.csv", ({"name": f.name, "looks": ", ".join(f.concepts())} for f in species))
     return folder

@@ -1,16 +1,13 @@
-"""What the base model can do: `python -m finer1_lite.birds.measure` writes it beside the assets.
+"""What the base model can do: `python -m finer1_lite.birds.pretrain --only measure` writes it beside the assets.
 
-It sees attributes, has read the field guide of all species, names the common species, and cannot name
-the evaluated ones. All answers are greedy; no picture was in its training.
+It sees attributes, has read the field guide of all species, names the common species, and cannot name the evaluated
+ones. All answers are greedy; no picture was in its training.
 """
-
-import json
 
 import numpy as np
 
-from ..config import ASSETS, get_profile
 from ..policy.inputs import VisionCache
-from ..policy.load import Policy, load_base
+from ..policy.load import Policy
 from ..policy.rollout import rollout
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS
 from ..rewards import names_in
@@ -54,14 +51,3 @@ def measure_base(policy: Policy, pictures: int = 3) -> dict[str, float]:
         answers = ask([(form.format(s.name, describe(s.looks)), None) for s in all_species()])
         figures[f"recalls {kind}"] = np.mean([judge(s, t) for s, t in zip(all_species(), answers)])
     return {name: round(float(value), 4) for name, value in figures.items()}
-
-
-def main() -> None:
-    """Command line: measure the shipped base."""
-    figures = measure_base(load_base(get_profile("cpu")))
-    (ASSETS / "base.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
-
-
-if __name__ == "__main__":
-    main()
