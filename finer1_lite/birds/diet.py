@@ -1,8 +1,8 @@
 """What the base model has seen and read: the texts of pre-training, each as (user, assistant).
 
-From images it learns to describe any bird, and to name the 40 *common* species, which are in no evaluation. From texts
-it learns the field guide of all 200 species, and birders' diaries that think from a description to a name. It never
-meets an image of an evaluation species with its name. The teacher reads on: prompts with the label, chains in tags.
+From images it learns to describe any bird, and to name the 40 *common* species, which are in no evaluation. From
+texts it learns the field guide of all 200 species, and birders' diaries that think from a description to a name. It
+never meets an image of an evaluation species with its name. The teacher learns from prompts with the label.
 """
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from ..cot.build import FOUR_PARTS, structured_prompt
 from ..cot.chains import HEADINGS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
-from .species import ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members, look_alikes, nearest
+from .species import ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members
+from .species import look_alikes, nearest
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),
@@ -118,7 +119,7 @@ def _guide(rng, s: Species) -> tuple[str, str]:
 
 
 def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
-    """One text: more than half are diaries as `write` makes them (`loose_diary` or `diary`), the rest is field guide."""
+    """One text: over half are diaries as `write` makes them, `loose_diary` or `diary`; the rest is field guide."""
     s = _pick(rng, all_species())
     return write(rng, s) if rng.random() < 0.55 else _guide(rng, s)
 

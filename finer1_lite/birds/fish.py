@@ -1,7 +1,7 @@
 """A second drawn world: a folder of fish as a practitioner would bring it, with the faults that such folders have.
 
-The base model has never met a fish or its name, but most colours and patterns are those of birds. Pictures of a species
-differ in pose, light, water, weed and noise; a species is five attributes.
+The base model has never met a fish or its name, but most colours and patterns are those of birds. A species is five
+attributes; its pictures differ in pose, light, water, weed and noise.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,15 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_csv
-from .render import BACK, BELLY, CROWN, DARK, SIZE, SUPERSAMPLE, Canvas, background, photograph, shade
+from .render import BACK, BELLY, CROWN, DARK, Canvas, photograph, scene, shade
 
 ATTRIBUTES = {
     "back": tuple(BACK), "belly": tuple(BELLY), "fin": tuple(CROWN),
     "side": ("plain", "spotted", "streaked", "banded"), "tail": ("short", "long", "forked"),
 }  # fmt: skip
 FAMILIES = ("cod", "bream", "gar", "dab")
-EPITHETS = (  # words that the tiny model spells with one or two of its tokens
-    "bell", "birch", "cliff", "dune", "fennel", "mast", "meadow", "morrow",
-    "reef", "rust", "sand", "sorrel", "star", "steel", "stone", "tor",
-)  # fmt: skip
+# Words that the tiny model spells with one or two of its tokens.
+EPITHETS = "bell birch cliff dune fennel mast meadow morrow reef rust sand sorrel star steel stone tor".split()
 WORLD_SEED = 3
 TAILS = {
     "short": [(-0.8, -0.08), (-1.12, -0.28), (-1.12, 0.28), (-0.8, 0.08)],
@@ -53,10 +51,9 @@ def all_fish() -> list[Fish]:
     for f, family in enumerate(FAMILIES):
         fins, sides = rng.permutation(ATTRIBUTES["fin"]), rng.permutation(ATTRIBUTES["side"])
         for i in range(size):
-            own = {"back": backs[f], "belly": bellies[f], "fin": fins[i // 2], "side": sides[i],
-                   "tail": rng.choice(ATTRIBUTES["tail"])}  # fmt: skip
-            name = f"{EPITHETS[f * size + i]} {family}"
-            made.append(Fish(len(made), name, family, {k: str(v) for k, v in own.items()}))
+            own = (backs[f], bellies[f], fins[i // 2], sides[i], rng.choice(ATTRIBUTES["tail"]))
+            looks = {part: str(value) for part, value in zip(ATTRIBUTES, own)}
+            made.append(Fish(len(made), f"{EPITHETS[f * size + i]} {family}", family, looks))
     return made
 
 
@@ -75,10 +72,7 @@ def _side(canvas: Canvas, kind: str) -> None:
 def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
     """One picture of `fish`: RGB, 112x112, the same for the same `(seed, fish.index, index)`."""
     rng = np.random.default_rng([seed, 1000 + fish.index, index])
-    size, looks = SIZE * SUPERSAMPLE, fish.looks
-    image = background(rng, size)
-    centre = size * (0.5 + rng.uniform(-0.06, 0.06, 2)) + np.array([0.03 * size, 0])
-    canvas = Canvas(image, centre, size * rng.uniform(0.26, 0.33), rng.uniform(-0.35, 0.35), rng.random() < 0.5)
+    looks, (image, canvas) = fish.looks, scene(rng, 0.06, (0.03, 0), (0.26, 0.33), 0.35)
     back, fin = shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), CROWN[looks["fin"]]
     canvas.polygon(TAILS[looks["tail"]], fin)
     canvas.polygon([(-0.45, -0.35), (-0.1, -0.78), (0.3, -0.72), (0.35, -0.32)], fin)
@@ -92,18 +86,19 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
 
 
 def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
-    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with the faults of many folders; returns it.
+    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with faults; returns the folder.
 
     The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that the
     camera has turned, and a class with a single picture.
     """
     folder, species = Path(folder), all_fish()
-    for fish in species:
-        own = folder / fish.name.replace(" ", "_")
-        own.mkdir(parents=True, exist_ok=True)
+    first, second, third, *_ = own = [folder / fish.name.replace(" ", "_") for fish in species]
+    for place in (*own, lonely := folder / "unknown_shape"):
+        place.mkdir(parents=True, exist_ok=True)
+    for fish, place in zip(species, own):
         for i in range(per_class):
-            draw(fish, i, seed).save(own / f"{i:03d}.png")
-    first, second, third = (folder / fish.name.replace(" ", "_") for fish in species[:3])
+            draw(fish, i, seed).save(place / f"{i:03d}.png")
+    draw(species[0], per_class, seed + 1).save(lonely / "000.png")
     whole = (first / "000.png").read_bytes()
     (first / "cut_off.png").write_bytes(whole[: len(whole) // 3])
     (first / "notes.jpg").write_text("not a picture")
@@ -112,8 +107,5 @@ def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
     draw(species[2], per_class + 1, seed).rotate(90).save(third / "from_phone.jpg", exif=turned, quality=92)
-    lonely = folder / "unknown_shape"
-    lonely.mkdir(exist_ok=True)
-    draw(species[0], per_class, seed + 1).save(lonely / "000.png")
     write_csv(folder / "guide.csv", ({"name": f.name, "looks": ", ".join(f.concepts())} for f in species))
     return folder

@@ -2,10 +2,10 @@
 
 Stage A: the vision tower learns attributes, never a name. For each attribute a head looks for the image tokens that
 matter and reads their mean; the heads are thrown away. Stage B: the language model learns to put into words what the
-frozen tower sees, and reads the field guide, in three rounds. Stage C: a teacher, the base with an adapter that writes
-chains in tagged parts when it is told the label; it has seen images of common species only. The number of threads of
-a stage is part of the recipe, as it changes the order of sums. Another processor rounds differently: expect other
-bytes, and accuracies within 10 points (results/base_elsewhere.json).
+frozen tower sees, and reads the field guide, in three rounds. Stage C: a teacher, the base with an adapter that
+writes chains in tagged parts when it is told the label; it has seen images of common species only. The number of
+threads of a stage is part of the recipe, as it changes the order of sums. Another processor rounds differently:
+expect other bytes, and accuracies within 10 points.
 """
 
 import argparse
@@ -23,13 +23,16 @@ from transformers import Qwen2_5_VLForConditionalGeneration, set_seed
 from ..config import ASSETS, SFTConfig, get_profile
 from ..files import write_whole
 from ..policy.inputs import IGNORE, Seen, VisionCache, training_batch
-from ..policy.load import add_adapter, load_base
+from ..policy.load import Policy, add_adapter, load_base
+from ..policy.rollout import rollout
+from ..prompts import ANSWER_INSTRUCTION, QUESTIONS
+from ..rewards import names_in
 from ..sft import train_sft
-from .diet import corpus, diary, image_example, loose_diary, teacher_example, text_example
-from .measure import measure_base
+from .dataset import FIRST
+from .diet import LOOKS_QUESTIONS, corpus, diary, direct, image_example, loose_diary, teacher_example, text_example
 from .model import PATCH, TAGS, build_config, build_processor, build_tokenizer, features, normalise
 from .render import SIZE, draw
-from .species import ATTRIBUTES, all_species
+from .species import ATTRIBUTES, all_species, by_name, look_alikes
 
 SEED, PICTURES, DRAW_SEED, HELD_OUT = 0, 160, 1, 512
 VISION_STEPS, VISION_THREADS = 1100, 2
@@ -40,13 +43,11 @@ ROUNDS = (
     {"steps": 380, "seed": 2, "lr": 1.5e-3, "images": 8, "texts": 56, "write": diary, "threads": 2},
 )
 TEACHER_ROWS, TEACHER_PICTURES, TEACHER_THREADS = 4000, 8, 2
-TEACHER = SFTConfig(
-    epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32, micro_tokens=2**20,
-)  # fmt: skip
+TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32, micro_tokens=2**20)
 
 
 def fit(parameters: list, losses, steps: int, lr: float, weight_decay=0.02, betas=(0.9, 0.999), warmup=0.1) -> None:
-    """Train with AdamW on one cycle of the learning rate. losses: a function that yields the losses of one step."""
+    """Train with AdamW on one cycle of the learning rate. losses: called for each step, yields its losses."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warmup)
     for _ in (bar := tqdm(range(steps), desc=losses.__qualname__.split(".")[0], mininterval=10)):
@@ -158,8 +159,38 @@ def make_base(out: Path, scale: float) -> None:
     processor.save_pretrained(out / "base")
 
 
-def measure(out: Path, scale: float = 1.0) -> None:
-    """What the base in `out/base` can do; writes `out/base.json`."""
+def measure_base(policy: Policy, pictures: int = 3) -> dict[str, float]:
+    """Shares of right greedy answers: descriptions and names of new pictures of each species, and the field guide."""
+    species = [s for s in all_species() for _ in range(pictures)]
+    images = [draw(s, FIRST["val"] + 500 + i % pictures) for i, s in enumerate(species)]
+    seen = VisionCache(policy.model, policy.processor, images).get(range(len(images)))
+
+    def ask(prompts):
+        return rollout(policy, prompts, 1, generator=None, temperature=0).texts
+
+    said = [text.rstrip(". ").split(", ") for text in ask([(next(iter(LOOKS_QUESTIONS)), s) for s in seen])]
+    right = np.array([[s.describe([a]) in phrases for a in ATTRIBUTES] for phrases, s in zip(said, species)])
+    named = ask([(f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", s) for s in seen])
+    hit, common = np.array([s.name in t for t, s in zip(named, species)]), np.array([s.common for s in species])
+    figures = {f"describes {a}": right[:, i].mean() for i, a in enumerate(ATTRIBUTES)}
+    figures |= {"describes all eight": right.all(1).mean(), "names common species": hit[common].mean(),
+                "names evaluated species": hit[~common].mean()}  # fmt: skip
+    guide = {
+        "looks": ("What does the {0} look like?", lambda s, t: f"The {s.name} has {s.describe()}." == t),
+        "name": ("Which bird has {1}?", lambda s, t: direct(s.name) == t),
+        "look-alikes": ("Which birds look like the {0}?",
+                        lambda s, t: set(names_in(t, by_name())) == {x.name for x in look_alikes(s.name)}),
+        "nest": ("What does the {0} nest in?", lambda s, t: f"nests in {s.nest}." in t),
+        "food": ("What does the {0} eat?", lambda s, t: f"eats {s.food}." in t),
+    }  # fmt: skip
+    for kind, (form, judge) in guide.items():
+        answers = ask([(form.format(s.name, s.describe()), None) for s in all_species()])
+        figures[f"recalls {kind}"] = np.mean([judge(s, t) for s, t in zip(all_species(), answers)])
+    return {name: round(float(value), 4) for name, value in figures.items()}
+
+
+def measure(out: Path, scale: float) -> None:
+    """Writes what the base in `out/base` can do to `out/base.json`, whatever `scale` it was made with."""
     figures = measure_base(load_base(replace(get_profile("cpu"), model_id=str(out / "base"))))
     write_whole(out / "base.json", json.dumps(figures, indent=1) + "\n")
 

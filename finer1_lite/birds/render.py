@@ -1,7 +1,7 @@
 """Draws a bird from its attributes: many poses of one species, few differences between two.
 
-Intra-class variance: position, scale, flip, tilt, head pose, light, colour cast, background, clutter, a leaf in front,
-blur and sensor noise. Inter-class variance: the eight attributes, and nothing else.
+Intra-class variance: position, scale, flip, tilt, head pose, light, colour cast, background, clutter, a leaf in
+front, blur and sensor noise. Inter-class variance: the eight attributes, and nothing else.
 """
 
 import numpy as np
@@ -47,8 +47,7 @@ class Canvas:
         self.draw.line(self.points(xy), fill=fill, width=max(1, round(width * self.scale)))
 
     def ellipse(self, x, y, rx, ry, fill, angle=0.0, start=0.0, stop=2 * np.pi):
-        t = np.linspace(start, stop, 28)
-        c, s = np.cos(angle), np.sin(angle)
+        t, c, s = np.linspace(start, stop, 28), np.cos(angle), np.sin(angle)
         u, v = rx * np.cos(t), ry * np.sin(t)
         self.polygon(np.stack([x + c * u - s * v, y + s * u + c * v], 1), fill)
 
@@ -57,8 +56,17 @@ def shade(color, factor):
     return tuple(int(np.clip(c * factor, 0, 255)) for c in color)
 
 
-def background(rng, size):
-    """A vertical gradient of a random hue with blobs and branches."""
+def scene(rng, wander: float, offset, scale, tilt: float) -> tuple[Image.Image, Canvas]:
+    """A random background, and a canvas on it where the animal is to be drawn, of random place, size, tilt and side.
+
+    wander: how far it may be from the middle + `offset` (x, y), in shares of the picture, as `scale` (from, to).
+    """
+    image, size = _background(rng, SIZE * SUPERSAMPLE), SIZE * SUPERSAMPLE
+    centre = size * (0.5 + rng.uniform(-wander, wander, 2)) + size * np.array(offset)
+    return image, Canvas(image, centre, size * rng.uniform(*scale), rng.uniform(-tilt, tilt), rng.random() < 0.5)
+
+
+def _background(rng, size):
     top, bottom = rng.uniform(90, 225, 3), rng.uniform(60, 200, 3)
     ramp = np.linspace(0, 1, size)[:, None, None]
     image = Image.fromarray(np.broadcast_to(top * (1 - ramp) + bottom * ramp, (size, size, 3)).astype(np.uint8))
@@ -148,9 +156,6 @@ def _leaf_in_front(image, rng):
 def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
     """One picture of `species`: RGB, 112x112, the same for the same `(seed, species, index)`."""
     rng = np.random.default_rng([seed, species.index, index])
-    size = SIZE * SUPERSAMPLE
-    image = background(rng, size)
-    centre = size * (0.5 + rng.uniform(-0.07, 0.07, 2)) + np.array([0, 0.02 * size])
-    canvas = Canvas(image, centre, size * rng.uniform(0.28, 0.35), rng.uniform(-0.3, 0.3), rng.random() < 0.5)
+    image, canvas = scene(rng, 0.07, (0, 0.02), (0.28, 0.35), 0.3)
     _bird(canvas, dict(zip(ATTRIBUTES, species.looks)), rng)
     return photograph(image, rng, 0.72)

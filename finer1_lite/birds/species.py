@@ -85,7 +85,7 @@ def all_species() -> tuple[Species, ...]:
         base = np.array([rng.integers(len(values)) for values in ATTRIBUTES.values()])
         if all((base != other).sum() >= 4 for other in bases):
             bases.append(base)
-    while len(epithets) < len(FAMILY_NOUNS) * SPECIES_PER_FAMILY:  # none is part of another: names are found by letters
+    while len(epithets) < len(FAMILY_NOUNS) * SPECIES_PER_FAMILY:  # none is part of another: names are found in texts
         word = _epithet(rng)
         if not any(word in w or w in word for w in [*epithets, *FAMILY_NOUNS]):
             epithets.append(word)
