@@ -1,6 +1,6 @@
 """Pictures that the chapters share: images, also with texts, tokens, training curves (also live), bars.
 
-The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches tell them apart in grey.
+The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches do the same in grey.
 """
 
 import textwrap
@@ -47,18 +47,18 @@ def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
     return figure
 
 
-def curves(histories: dict[str, list[dict]], keys: dict[str, str], window: int = 1, columns: int = 3):
-    """One panel for each key of the logged rows (key -> axis label), one line for each run: means of `window` steps."""
-    rows = -(-len(keys) // columns)
-    figure, axes = _panels(rows, columns, figsize=(3.6 * columns, 2.6 * rows))
+def curves(histories: dict[str, list[dict]], keys: dict[str, str], window: int = 1):
+    """One panel for each key of logged rows (key -> axis label), one line for each run: means over `window` rows."""
+    rows = -(-len(keys) // 3)
+    figure, axes = _panels(rows, 3, figsize=(10.8, 2.6 * rows))
     for axis, (key, label) in zip(axes, keys.items()):
         axis.axis("on")
         for i, (name, history) in enumerate(histories.items()):
-            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-            if points:
-                steps, values = zip(*points)
-                means = pd.Series(values, dtype=float).rolling(window, min_periods=1).mean()
-                axis.plot(steps, means, color=COLORS[i], linestyle=STYLES[i % 4], label=name)
+            logged = pd.DataFrame(history)
+            if key in logged:
+                logged = logged.dropna(subset=[key])
+                means = logged[key].astype(float).rolling(window, min_periods=1).mean()
+                axis.plot(logged["step"], means, color=COLORS[i], linestyle=STYLES[i % 4], label=name)
         axis.set(xlabel="step", ylabel=label)
     axes[0].legend(frameon=False)
     return figure
@@ -92,13 +92,12 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     errors: half-widths or (low, high) distances. axis: where to draw, instead of a new figure.
     """
     groups, methods = list(table), list(next(iter(table.values())))
-    width = 0.8 / len(methods)
     axis = axis or plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2), layout="tight")[1]
     for i, method in enumerate(methods):
-        x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
+        x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
         values = [table[g][method] for g in groups]
         error = None if errors is None else np.array([errors[g][method] for g in groups]).T
-        axis.bar(x, values, width * 0.92, yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
+        axis.bar(x, values, 0.74 / len(methods), yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
                  edgecolor="white", label=method)  # fmt: skip
         tops = values if error is None else values + (error if error.ndim == 1 else error[1])
         for place, value, top in zip(x, values, tops):
@@ -138,8 +137,7 @@ def token_strip(tokens: list[str], values, label: str, columns: int = 16, limits
     figure, (axis,) = _panels(1, 1, figsize=(columns * 0.72, rows * 0.36 + 0.3))
     shown = axis.imshow(grid.reshape(rows, columns), cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for i, token in enumerate(tokens):
-        color = "white" if grid[i] < low + 0.45 * (high - low) else "black"
-        place = {"ha": "center", "va": "center", "color": color, "fontsize": 8, "parse_math": False}
-        axis.text(i % columns, i // columns, token, **place)
+        axis.text(i % columns, i // columns, token, ha="center", va="center", fontsize=8, parse_math=False,
+                  color="white" if grid[i] < low + 0.45 * (high - low) else "black")  # fmt: skip
     figure.colorbar(shown, label=label, pad=0.01, fraction=0.03)
     return figure

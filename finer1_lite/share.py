@@ -49,14 +49,14 @@ def model_card(
     profile: Profile, method: str, data: str, results: pd.DataFrame | None = None, merged: bool = False,
     prompt: str | None = None,
 ) -> str:  # fmt: skip
-    """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run in words (`card.md`).
+    """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
     profile: with the settings that were used (`policy.profile`). data: what it was trained on, in your words.
     results: rows of a results file (`evaluate.statistics.COLUMNS`), of the seed that the adapter comes from.
     prompt: the question with its instruction, as in training; that about birds if not given.
     ValueError for a method that trains nothing or has no rows.
     """
-    settings = {stage: asdict(values) for stage, values in stages(profile, method).items()} | {"made with": versions()}
+    settings = {stage: asdict(values) for stage, values in stages(profile, method).items()}
     hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
@@ -68,10 +68,11 @@ def model_card(
     )  # fmt: skip
     options = {} if packed is None else packed.to_diff_dict()
     return str(ModelCard.from_template(
-        metadata, CARD, profile=profile, method=METHOD_NAMES[method], base=base, merged=merged, think=think, data=data,
-        tiny=profile.model_id == TINY, version=__version__, question=prompt or (PROMPT if think else BARE_PROMPT),
+        metadata, CARD, profile=profile, method=METHOD_NAMES[method], base=base, merged=merged, think=think,
+        data=data, tiny=profile.model_id == TINY, version=__version__,
+        question=prompt or (PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
-        stages=settings, rows=_accuracies(results, method), licence=licence,
+        stages=settings | {"made with": versions()}, rows=_accuracies(results, method), licence=licence,
     ))  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def save_for_sharing(
     prompt: str | None = None,
 ) -> Path:  # fmt: skip
     """Write adapter (safetensors), processor and `model_card`: all that a stranger needs besides the base."""
-    card = model_card(policy.profile, method, data, results, prompt=prompt)  # first: a wrong argument leaves no folder
+    card = model_card(policy.profile, method, data, results, prompt=prompt)  # first: an error leaves no folder
     policy.save(folder)
     return _save_rest(policy.profile, Path(folder), card)
 
@@ -101,10 +102,10 @@ def save_for_sharing(
 def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card: str) -> Path:
     """Write base + adapter as one model in bfloat16 with its processor; plain transformers loads the folder.
 
-    The base is loaded anew, on the profile's device, as the adapter met it: where it was trained on NF4, NF4's weights
-    are unpacked, rounding included, and the adapter is added to those. So the merged model is the one that was
-    evaluated, but for bfloat16 (two bytes of memory for each parameter); the original weights would make another one.
-    Chapter 6 measures both. card: see `model_card(merged=True)`. FileNotFoundError without an adapter.
+    The base is loaded anew, on the profile's device, as the adapter met it: where it was trained on NF4, NF4's
+    weights are unpacked, rounding included, and the adapter is added to those. So the merged model is the one that
+    was evaluated, but for bfloat16 (two bytes of memory for each parameter); the original weights would make another
+    one. Chapter 6 measures both. card: see `model_card(merged=True)`. FileNotFoundError without an adapter.
     """
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
@@ -140,5 +141,6 @@ def push(folder: str | Path, repo_id: str, private: bool = True) -> str:
             raise FileNotFoundError(f"no {needed} in {folder}: write it with save_for_sharing or merge_16bit")
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    names = [path.name for pattern in UPLOADED for path in folder.glob(pattern)]  # a pattern would match subfolders too
+    # Names, as a pattern would match in subfolders too.
+    names = [path.name for pattern in UPLOADED for path in folder.glob(pattern)]
     return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=names)

@@ -20,8 +20,7 @@ from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
 from .rewards import extract_answer
 
-PROMPT = instructed(QUESTIONS[0])
-BARE_PROMPT = instructed(QUESTIONS[0], think=False)  # for SFT on answers, which has learnt no chains
+PROMPT, BARE_PROMPT = instructed(QUESTIONS[0]), instructed(QUESTIONS[0], think=False)  # bare: for SFT on answers
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ def images_in(folder: str | Path) -> list[Path]:
 
 
 def classify_batches(
-    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int | None = None
+    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int = 0
 ) -> Iterator[list[Classified]]:
-    """Every picture of a folder, by name; each batch comes as soon as it is done.
+    """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
-    prompt: the whole question with its instruction, see `prompts.instructed`. batch_size: the profile's `eval_batch`
-    if not given. A picture that cannot be read, or overflows, becomes a result with its `error`. Raises as `images_in`.
+    prompt: the whole question with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's
+    `eval_batch`. A picture that cannot be read or overflows becomes a result with its `error`. Raises as `images_in`.
     """
     paths, size = images_in(folder), batch_size or policy.profile.eval_batch
     for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
@@ -71,11 +70,9 @@ def classify_batches(
         yield [found[path] for path in batch]
 
 
-def classify_folder(
-    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int | None = None
-) -> list[Classified]:
+def classify_folder(policy: Policy, folder: str | Path, prompt: str = PROMPT) -> list[Classified]:
     """All of `classify_batches` in one list."""
-    return [found for batch in classify_batches(policy, folder, prompt, batch_size) for found in batch]
+    return [found for batch in classify_batches(policy, folder, prompt) for found in batch]
 
 
 def see(policy: Policy, picture: Image.Image) -> Seen:
@@ -90,8 +87,7 @@ def read_answer(path: Path, text: str) -> Classified:
     >>> found.answer, found.chain
     ('tarn', 'red crown')
     """
-    thought = re.search(r"<think>(.*?)(?:</think>|<answer>|\Z)", text, re.DOTALL)
-    answer = extract_answer(text)
+    thought, answer = re.search(r"<think>(.*?)(?:</think>|<answer>|\Z)", text, re.DOTALL), extract_answer(text)
     error = None if answer is not None else "the text has no <answer>: it was cut off, or has another form"
     return Classified(path, answer, thought.group(1).strip() if thought else "", error)
 
@@ -112,7 +108,7 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
             repetition_penalty=1.0,  # Qwen's file says 1.05; the policy was trained and evaluated without
             suppress_tokens=forbidden_ids(policy.model), stopping_criteria=[lambda *_, **__: stop.is_set()],
         )  # fmt: skip
-        written.add_done_callback(lambda _: streamer.end())  # also after an error: else the reader would wait for ever
+        written.add_done_callback(lambda _: streamer.end())  # also after an error: else the reader waits for ever
         try:
             yield from filter(None, streamer)  # it gives "" while a word is not complete
         finally:

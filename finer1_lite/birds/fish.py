@@ -92,13 +92,14 @@ def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
     camera has turned, and a class with a single picture.
     """
     folder, species = Path(folder), all_fish()
-    first, second, third, *_ = own = [folder / fish.name.replace(" ", "_") for fish in species]
-    for place in (*own, lonely := folder / "unknown_shape"):
+    own, lonely = [folder / fish.name.replace(" ", "_") for fish in species], folder / "unknown_shape"
+    for place in (*own, lonely):
         place.mkdir(parents=True, exist_ok=True)
     for fish, place in zip(species, own):
         for i in range(per_class):
             draw(fish, i, seed).save(place / f"{i:03d}.png")
     draw(species[0], per_class, seed + 1).save(lonely / "000.png")
+    first, second, third, *_ = own
     whole = (first / "000.png").read_bytes()
     (first / "cut_off.png").write_bytes(whole[: len(whole) // 3])
     (first / "notes.jpg").write_text("not a picture")

@@ -43,7 +43,9 @@ ROUNDS = (
     {"steps": 380, "seed": 2, "lr": 1.5e-3, "images": 8, "texts": 56, "write": diary, "threads": 2},
 )
 TEACHER_ROWS, TEACHER_PICTURES, TEACHER_THREADS = 4000, 8, 2
-TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32, micro_tokens=2**20)
+TEACHER = SFTConfig(
+    epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32, micro_tokens=2**20,
+)  # fmt: skip
 
 
 def fit(parameters: list, losses, steps: int, lr: float, weight_decay=0.02, betas=(0.9, 0.999), warmup=0.1) -> None:
