@@ -1,7 +1,4 @@
-"""Use a trained policy: name every picture of a folder, batch by batch, or watch one answer being written.
-
-Answers are greedy and in the form that the policy was trained on: a chain, then a name.
-"""
+"""Use a trained policy: name every picture of a folder, batch by batch, or watch one greedy answer being written."""
 
 import re
 from collections.abc import Iterator
@@ -34,10 +31,7 @@ class Classified:
 
 
 def images_in(folder: str | Path) -> list[Path]:
-    """The picture files of a folder, by name; folders inside it and hidden files are left out.
-
-    Raises NotADirectoryError, and ValueError if there is no picture.
-    """
+    """Picture files of a folder by name, without hidden ones. NotADirectoryError; ValueError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; give the one that holds the pictures")

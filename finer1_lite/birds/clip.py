@@ -1,7 +1,7 @@
 """Trains the tiny SigLIP of the bird world: `python -m finer1_lite.birds.clip`, a quarter of an hour on one thread.
 
 It stands where SigLIP-L stands in the paper's table. Such a model has read alt-texts of the web, which name species
-beside their pictures, now and then wrongly; so this one learns from pictures of **all** 200 species with captions.
+beside their pictures, now and then wrongly; so this one learns from **all** 200 species, with noisy captions.
 Unlike the base (see `diet`), it **has met the evaluated species by name**; only their training, validation and test
 pictures are new to it. A table that holds it must say so.
 

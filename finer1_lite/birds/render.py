@@ -57,10 +57,7 @@ def shade(color, factor):
 
 
 def scene(rng, wander: float, offset, scale, tilt: float) -> tuple[Image.Image, Canvas]:
-    """A random background, and a canvas on it where the animal is to be drawn, of random place, size, tilt and side.
-
-    wander: how far it may be from the middle + `offset` (x, y), in shares of the picture, as `scale` (from, to).
-    """
+    """A random background and a canvas on it of random place, size, tilt, side. Lengths in shares of the picture."""
     image, size = _background(rng, SIZE * SUPERSAMPLE), SIZE * SUPERSAMPLE
     centre = size * (0.5 + rng.uniform(-wander, wander, 2)) + size * np.array(offset)
     return image, Canvas(image, centre, size * rng.uniform(*scale), rng.uniform(-tilt, tilt), rng.random() < 0.5)
