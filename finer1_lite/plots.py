@@ -1,13 +1,13 @@
 """Pictures that the chapters share: images, also with texts, tokens, training curves (also live), bars.
 
-The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches tell them
-apart in grey.
+The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches do the same in grey.
 """
 
 import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -22,41 +22,45 @@ if get_ipython() is not None:  # pictures of birds are noisy: as PNG a chapter w
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
 
 
-def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
-    """Images in rows of `columns`, each with a small title of one or more lines."""
-    rows = -(-len(images) // columns)
-    height = side + 0.2 + 0.15 * max(title.count("\n") + 1 for title in titles or [""])
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * height), squeeze=False)
+def _panels(rows: int, columns: int, **how):
+    """A figure and its axes in reading order, their frames off."""
+    figure, axes = plt.subplots(rows, columns, squeeze=False, **how)
+    figure.set_layout_engine("tight", pad=0.4)
     for axis in axes.flat:
         axis.axis("off")
-    for i, (axis, image) in enumerate(zip(axes.flat, images)):
-        axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
-        axis.set_title(titles[i] if titles else "", fontsize=8)
-    figure.tight_layout(pad=0.3)
+    return figure, list(axes.flat)
+
+
+def show(axis, image, title: str) -> None:
+    """Draw an image (PIL, or an array) with a small title."""
+    axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
+    axis.set_title(title, fontsize=8)
+
+
+def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
+    """Images in rows of `columns`, each with a small title of one or more lines."""
+    rows, titles = -(-len(images) // columns), titles or [""] * len(images)
+    height = side + 0.2 + 0.15 * max(title.count("\n") + 1 for title in titles)
+    figure, axes = _panels(rows, columns, figsize=(columns * side, rows * height))
+    for axis, image, title in zip(axes, images, titles):
+        show(axis, image, title)
     return figure
 
 
-def smooth(values, window: int) -> np.ndarray:
-    """Running mean over the last `window` values (fewer at the start)."""
-    values = np.asarray(values, float)
-    return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
-
-
-def curves(histories: dict[str, list[dict]], keys: dict[str, str], window: int = 1, columns: int = 3):
-    """One panel for each key of the logged rows (key -> axis label), one line for each run."""
-    rows = -(-len(keys) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False)
-    for axis in axes.flat[len(keys) :]:
-        axis.axis("off")
-    for axis, (key, label) in zip(axes.flat, keys.items()):
+def curves(histories: dict[str, list[dict]], keys: dict[str, str], window: int = 1):
+    """One panel for each key of logged rows (key -> axis label), one line for each run: means over `window` rows."""
+    rows = -(-len(keys) // 3)
+    figure, axes = _panels(rows, 3, figsize=(10.8, 2.6 * rows))
+    for axis, (key, label) in zip(axes, keys.items()):
+        axis.axis("on")
         for i, (name, history) in enumerate(histories.items()):
-            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-            if points:
-                steps, values = zip(*points)
-                axis.plot(steps, smooth(values, window), color=COLORS[i], linestyle=STYLES[i % 4], label=name)
+            logged = pd.DataFrame(history)
+            if key in logged:
+                logged = logged.dropna(subset=[key])
+                means = logged[key].astype(float).rolling(window, min_periods=1).mean()
+                axis.plot(logged["step"], means, color=COLORS[i], linestyle=STYLES[i % 4], label=name)
         axis.set(xlabel="step", ylabel=label)
-    axes.flat[0].legend(frameon=False)
-    figure.tight_layout()
+    axes[0].legend(frameon=False)
     return figure
 
 
@@ -88,13 +92,12 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     errors: half-widths or (low, high) distances. axis: where to draw, instead of a new figure.
     """
     groups, methods = list(table), list(next(iter(table.values())))
-    width = 0.8 / len(methods)
-    figure, axis = (axis.figure, axis) if axis else plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2))
+    axis = axis or plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2), layout="tight")[1]
     for i, method in enumerate(methods):
-        x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
+        x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
         values = [table[g][method] for g in groups]
         error = None if errors is None else np.array([errors[g][method] for g in groups]).T
-        axis.bar(x, values, width * 0.92, yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
+        axis.bar(x, values, 0.74 / len(methods), yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
                  edgecolor="white", label=method)  # fmt: skip
         tops = values if error is None else values + (error if error.ndim == 1 else error[1])
         for place, value, top in zip(x, values, tops):
@@ -102,22 +105,7 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     axis.set(ylabel=ylabel, ylim=(0, 1.08))
     axis.set_xticks(range(len(groups)), groups)
     axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    figure.tight_layout()
-    return figure
-
-
-def poster(images, titles, table: dict[str, dict[str, float]], errors, ylabel: str):
-    """The story in one picture: a row of images over grouped bars (see `bars`)."""
-    figure = plt.figure(figsize=(9, 5))
-    rows = figure.add_gridspec(2, len(images), height_ratios=[1, 1.7])
-    for i, (image, title) in enumerate(zip(images, titles)):
-        axis = figure.add_subplot(rows[0, i])
-        axis.imshow(image)
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    bars(table, errors, ylabel, axis=figure.add_subplot(rows[1, :]))
-    figure.tight_layout()
-    return figure
+    return axis.figure
 
 
 def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92, lines: int = 26):
@@ -128,19 +116,15 @@ def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92,
     wrapped = [[w for line in t.splitlines() for w in textwrap.wrap(line, width) or [""]] for t in texts]
     heights = [max(side + 0.3, 0.16 * (1 + min(len(w), lines + 1))) for w in wrapped]
     across = max(len(row) for row in images)
-    figure, axes = plt.subplots(
-        len(texts), across + 1, figsize=(side * across + 0.068 * width, sum(heights)), squeeze=False,
-        gridspec_kw={"width_ratios": [side] * across + [0.068 * width], "height_ratios": heights},
-    )  # fmt: skip
-    for axis in axes.flat:
-        axis.axis("off")
+    widths = [side] * across + [0.068 * width]
+    ratios = {"width_ratios": widths, "height_ratios": heights}
+    figure, axes = _panels(len(texts), across + 1, figsize=(sum(widths), sum(heights)), gridspec_kw=ratios)
     for i, row in enumerate(images):
-        for axis, image, title in zip(axes[i], row, titles[i] if titles else [""] * across):
-            axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
-            axis.set_title(title, fontsize=8)
+        *places, beside = axes[i * (across + 1) : (i + 1) * (across + 1)]
+        for axis, image, title in zip(places, row, titles[i] if titles else [""] * across):
+            show(axis, image, title)
         text = "\n".join(wrapped[i][:lines] + ["..."] * (len(wrapped[i]) > lines))
-        axes[i, -1].text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)
-    figure.tight_layout(pad=0.4)
+        beside.text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)
     return figure
 
 
@@ -150,33 +134,10 @@ def token_strip(tokens: list[str], values, label: str, columns: int = 16, limits
     grid = np.full(rows * columns, np.nan)
     grid[: len(tokens)] = values
     low, high = limits or (np.nanmin(grid), np.nanmax(grid))
-    figure, axis = plt.subplots(figsize=(columns * 0.72, rows * 0.36 + 0.3))
+    figure, (axis,) = _panels(1, 1, figsize=(columns * 0.72, rows * 0.36 + 0.3))
     shown = axis.imshow(grid.reshape(rows, columns), cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for i, token in enumerate(tokens):
-        color = "white" if grid[i] < low + 0.45 * (high - low) else "black"
-        place = {"ha": "center", "va": "center", "color": color, "fontsize": 8, "parse_math": False}
-        axis.text(i % columns, i // columns, token, **place)
-    axis.axis("off")
+        axis.text(i % columns, i // columns, token, ha="center", va="center", fontsize=8, parse_math=False,
+                  color="white" if grid[i] < low + 0.45 * (high - low) else "black")  # fmt: skip
     figure.colorbar(shown, label=label, pad=0.01, fraction=0.03)
-    figure.tight_layout(pad=0.3)
-    return figure
-
-
-def forest(panels: dict[str, list[tuple[str, float, float, float]]], xlabel: str, width: float = 4.2):
-    """One panel for each key: rows of (label, mean, low, high) as dots with intervals beside a line at zero.
-
-    Where the interval leaves zero out the dot is full, else hollow.
-    """
-    rows = max(len(panel) for panel in panels.values())
-    figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 0.8 + 0.27 * rows), sharey=True, squeeze=False)
-    for axis, (title, panel) in zip(axes.flat, panels.items()):
-        for y, (_, mean, low, high) in enumerate(panel):
-            face = COLORS[0] if low > 0 or high < 0 else "white"
-            axis.plot([low, high], [y, y], color=COLORS[0], linewidth=1.5)
-            axis.plot(mean, y, "o", color=COLORS[0], markerfacecolor=face, markersize=6)
-        axis.axvline(0, color="black", linewidth=1)
-        axis.set(title=title, xlabel=xlabel, ylim=(len(panel) - 0.5, -0.5))
-        axis.set_yticks(range(len(panel)), [label for label, *_ in panel])
-        axis.grid(axis="x", color="0.85")
-    figure.tight_layout()
     return figure

@@ -1,13 +1,11 @@
-"""Use a trained policy: name every picture of a folder, batch by batch, or watch one answer being written.
-
-Answers are greedy and in the form that the policy was trained on: a chain, then a name.
-"""
+"""Use a trained policy: name every picture of a folder, batch by batch, or watch one greedy answer being written."""
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 from PIL import Image
 from transformers import TextIteratorStreamer
@@ -19,9 +17,7 @@ from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
 from .rewards import extract_answer
 
-PROMPT = instructed(QUESTIONS[0])
-BARE_PROMPT = instructed(QUESTIONS[0], think=False)  # for SFT on answers, which has learnt no chains
-OPEN_AT_ONCE = 16  # decoded, a photograph of 12 megapixels takes 36 MB
+PROMPT, BARE_PROMPT = instructed(QUESTIONS[0]), instructed(QUESTIONS[0], think=False)  # bare: for SFT on answers
 
 
 @dataclass(frozen=True)
@@ -35,67 +31,47 @@ class Classified:
 
 
 def images_in(folder: str | Path) -> list[Path]:
-    """The picture files of a folder, by name; folders inside it and hidden files are left out.
-
-    Raises NotADirectoryError, and ValueError if there is no picture.
-    """
+    """Picture files of a folder by name, without hidden ones. NotADirectoryError; ValueError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; give the one that holds the pictures")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-    paths = [p for p in paths if not p.is_dir()]
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir()]
     if not paths:
         raise ValueError(f"no pictures in {folder} (folders inside it do not count): {', '.join(SUFFIXES)}")
     return sorted(paths)
 
 
 def classify_batches(
-    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int | None = None
+    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int = 0
 ) -> Iterator[list[Classified]]:
-    """Every picture of a folder, by name; each batch comes as soon as it is done.
+    """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
-    prompt: the whole question with its instruction, see `prompts.instructed`. batch_size: the profile's
-    `eval_batch` if not given. A file that cannot be read, or overflows, becomes a result with its `error`. Raises as
-    `images_in`.
+    prompt: the whole question with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's
+    `eval_batch`. A picture that cannot be read or overflows becomes a result with its `error`. Raises as `images_in`.
     """
     paths, size = images_in(folder), batch_size or policy.profile.eval_batch
-    for start in range(0, len(paths), size):
-        yield _classify(policy, paths[start : start + size], prompt)
-
-
-def classify_folder(
-    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int | None = None
-) -> list[Classified]:
-    """All of `classify_batches` in one list."""
-    return [found for batch in classify_batches(policy, folder, prompt, batch_size) for found in batch]
-
-
-def _classify(policy: Policy, paths: list[Path], prompt: str) -> list[Classified]:
-    found, seen = {}, {}
-    for start in range(0, len(paths), OPEN_AT_ONCE):
-        pictures = {}
-        for path in paths[start : start + OPEN_AT_ONCE]:
-            try:
-                pictures[path] = read_image(path)
-            except ValueError as error:
-                found[path] = Classified(path, None, "", str(error))
-        try:
-            seen |= zip(pictures, see(policy, list(pictures.values())))
-        except FloatingPointError:  # one of them overflows: find it
-            for path, picture in pictures.items():
+    for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
+        found, seen = {}, {}
+        with tower_at_home(policy.model):
+            for path in batch:  # one at a time: decoded, a photograph of 12 megapixels takes 36 MB
                 try:
-                    seen[path] = see(policy, [picture])[0]
-                except FloatingPointError as error:
+                    seen[path] = see(policy, read_image(path))
+                except (ValueError, FloatingPointError) as error:
                     found[path] = Classified(path, None, "", str(error))
-    if seen:
-        texts = rollout(policy, [(prompt, s) for s in seen.values()], 1, None, temperature=0).texts
-        found |= {path: read_answer(path, text) for path, text in zip(seen, texts)}
-    return [found[path] for path in paths]
+        if seen:
+            texts = rollout(policy, [(prompt, s) for s in seen.values()], 1, None, temperature=0).texts
+            found |= {path: read_answer(path, text) for path, text in zip(seen, texts)}
+        yield [found[path] for path in batch]
 
 
-def see(policy: Policy, pictures: list[Image.Image]) -> list[Seen]:
-    """What the vision tower makes of RGB pictures."""
-    return VisionCache(policy.model, policy.processor, pictures).get(range(len(pictures)))
+def classify_folder(policy: Policy, folder: str | Path, prompt: str = PROMPT) -> list[Classified]:
+    """All of `classify_batches` in one list."""
+    return [found for batch in classify_batches(policy, folder, prompt) for found in batch]
+
+
+def see(policy: Policy, picture: Image.Image) -> Seen:
+    """What the vision tower makes of one RGB picture; FloatingPointError where it overflows."""
+    return VisionCache(policy.model, policy.processor, [picture]).get([0])[0]
 
 
 def read_answer(path: Path, text: str) -> Classified:
@@ -105,8 +81,7 @@ def read_answer(path: Path, text: str) -> Classified:
     >>> found.answer, found.chain
     ('tarn', 'red crown')
     """
-    thought = re.search(r"<think>(.*?)(?:</think>|<answer>|\Z)", text, re.DOTALL)
-    answer = extract_answer(text)
+    thought, answer = re.search(r"<think>(.*?)(?:</think>|<answer>|\Z)", text, re.DOTALL), extract_answer(text)
     error = None if answer is not None else "the text has no <answer>: it was cut off, or has another form"
     return Classified(path, answer, thought.group(1).strip() if thought else "", error)
 
@@ -114,36 +89,22 @@ def read_answer(path: Path, text: str) -> Classified:
 def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> Iterator[str]:
     """The greedy answer to one picture in pieces, as they are written; joined, they are the whole text.
 
-    `generate` runs in a thread of its own. It stops when the caller stops reading, and what it raises is
-    raised here.
+    `generate` runs in a thread of its own. It stops when the caller stops reading, and what it raises is raised here.
     """
-    tokenizer = policy.processor.tokenizer
-    seen = see(policy, [as_rgb(image)])
-    ids = pad([prompt_ids(policy.processor, prompt, seen[0])], tokenizer.pad_token_id, "left")
-    inputs = model_inputs(policy.model, ids, ids.new_ones(ids.shape), seen)
+    tokenizer, stop, seen = policy.processor.tokenizer, Event(), see(policy, as_rgb(image))
+    ids = pad([prompt_ids(policy.processor, prompt, seen)], tokenizer.pad_token_id, "left")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    stop, failed = Event(), []
-
-    def write():
-        try:
-            policy.model.generate(
-                **inputs, streamer=streamer, max_new_tokens=policy.profile.max_new_tokens, do_sample=False,
-                repetition_penalty=1.0,  # Qwen's file says 1.05; the policy was trained and judged without
-                suppress_tokens=forbidden_ids(policy.model),
-                stopping_criteria=[lambda *_, **__: stop.is_set()],
-            )  # fmt: skip
-        except Exception as error:
-            failed.append(error)
-            streamer.end()  # else the reader would wait for ever
-
     policy.model.eval()
-    writer = Thread(target=write)
-    with tower_at_home(policy.model):
-        writer.start()
+    with tower_at_home(policy.model), ThreadPoolExecutor(1) as thread:
+        written = thread.submit(
+            policy.model.generate, **model_inputs(policy.model, ids, ids.new_ones(ids.shape), [seen]),
+            streamer=streamer, max_new_tokens=policy.profile.max_new_tokens, do_sample=False,
+            repetition_penalty=1.0,  # Qwen's file says 1.05; the policy was trained and evaluated without
+            suppress_tokens=forbidden_ids(policy.model), stopping_criteria=[lambda *_, **__: stop.is_set()],
+        )  # fmt: skip
+        written.add_done_callback(lambda _: streamer.end())  # also after an error: else the reader waits for ever
         try:
             yield from filter(None, streamer)  # it gives "" while a word is not complete
         finally:
             stop.set()
-            writer.join()
-    if failed:
-        raise failed[0]
+        written.result()

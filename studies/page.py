@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from finer1_lite import plots
 from finer1_lite.evaluate.answers import METHODS
 from finer1_lite.evaluate.statistics import over_seeds
+from studies import plots
 from studies.ablations import TABLES, label_of, verdict
 
 

@@ -20,28 +20,22 @@ def evaluation_species() -> tuple[Species, ...]:
     return tuple(s for s in all_species() if not s.common)
 
 
-def _rows(species: list[Species], seen: set[str], split: str, count) -> dict[str, list]:
-    picks = [(s, FIRST[split] + i) for s in species for i in range(count(s.name in seen))]
-    return {
-        "image": [draw(s, i) for s, i in picks],
-        "label": [s.name for s, _ in picks],
-        "family": [s.family for s, _ in picks],
-        "seen": [s.name in seen for s, _ in picks],
-        "attributes": [dict(zip(ATTRIBUTES, s.looks)) for s, _ in picks],
-        "picture": [i for _, i in picks],
-    }
-
-
 def load_birds(split_seed: int = 0, per_class=PER_CLASS) -> DatasetDict:
     """Splits `train` (4 images of each seen species), `val` and `test` (seen and unseen species).
 
-    split_seed: draws which 60% of the 160 evaluated species are seen.
-    per_class: images of a class in `val` and `test`, for seen (True) and unseen (False) classes.
+    split_seed: draws which 60% of the 160 evaluated species are seen. per_class: images of a class in `val` and
+    `test`, for seen (True) and unseen (False) classes.
     """
-    species = list(evaluation_species())
+    species = evaluation_species()
     seen = set(split_classes([s.name for s in species], seen_fraction=0.6, seed=split_seed)[0])
-    counts = {"train": lambda known: SHOTS if known else 0}
-    counts |= {split: per_class[split].__getitem__ for split in ("val", "test")}
-    return DatasetDict({
-        split: Dataset.from_dict(_rows(species, seen, split, count), features=FEATURES) for split, count in counts.items()
-    })  # fmt: skip
+    counts = {"train": {True: SHOTS, False: 0}} | per_class
+
+    def rows(split):
+        for s in species:
+            for i in range(FIRST[split], FIRST[split] + counts[split][s.name in seen]):
+                yield {
+                    "image": draw(s, i), "label": s.name, "family": s.family, "seen": s.name in seen,
+                    "attributes": dict(zip(ATTRIBUTES, s.looks)), "picture": i,
+                }  # fmt: skip
+
+    return DatasetDict({split: Dataset.from_list(list(rows(split)), features=FEATURES) for split in counts})

@@ -1,37 +1,30 @@
-"""What the base model has seen and read: the texts of stage B of pre-training.
+"""What the base model has seen and read: the texts of pre-training, each as (user, assistant).
 
-From images it learns to describe any bird, and to name the 40 *common* species, which are in no
-evaluation. From texts it learns the field guide of all 200 species, and birders' diaries that think
-from a description to a name. It never meets an image of an evaluation species with its name.
+From images it learns to describe any bird, and to name the 40 *common* species, which are in no evaluation. From
+texts it learns the field guide of all 200 species, and birders' diaries that think from a description to a name. It
+never meets an image of an evaluation species with its name. The teacher learns from prompts with the label.
 """
 
 import numpy as np
 
-from ..cot.build import FOUR_PARTS
+from ..cot.build import FOUR_PARTS, structured_prompt
 from ..cot.chains import HEADINGS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
-from .species import (
-    ATTRIBUTES,
-    BODY,
-    HEAD,
-    SHAPE,
-    Species,
-    all_species,
-    by_name,
-    describe,
-    differences,
-    family_members,
-    look_alikes,
-)
+from .species import ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members
+from .species import look_alikes, nearest
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),
-    "Describe the head of the bird.": HEAD,
-    "Describe the body of the bird.": BODY,
-    "Describe the wing and the tail of the bird.": SHAPE,
+    "Describe the head of the bird.": ("crown", "eye", "beak"),
+    "Describe the body of the bird.": ("back", "breast", "belly"),
+    "Describe the wing and the tail of the bird.": ("wing", "tail"),
 }
 DIARY = "Write a page of your diary."
 MISREAD = 0.04  # how often a diary holds a wrong value of an attribute
+
+
+def _pick(rng, items):
+    return items[int(rng.integers(len(items)))]
 
 
 def direct(name: str) -> str:
@@ -41,20 +34,22 @@ def direct(name: str) -> str:
 
 def chain_parts(looks, options: list[Species], prediction: str) -> dict[str, str]:
     """The four parts of a chain: what is seen, who it could be, what each would have instead, the name."""
-    def verdict(s):
-        return f"{s.name}: " + (describe(s.looks, differences(s.looks, looks)[:3]) or "fits")
-
+    against = [f"{s.name}: " + (describe(s.looks, differences(s.looks, looks)[:3]) or "fits") for s in options]
     return {
-        "analysis": describe(looks) + ".",
-        "options": "; ".join(s.name for s in options) + ".",
-        "comparison": ". ".join(verdict(s) for s in options) + ".",
-        "prediction": prediction + ".",
-    }
+        "analysis": describe(looks) + ".", "options": "; ".join(s.name for s in options) + ".",
+        "comparison": ". ".join(against) + ".", "prediction": prediction + ".",
+    }  # fmt: skip
 
 
 def chain_prose(parts: dict[str, str]) -> str:
     """The four parts as the reader of a diary meets them."""
     return "\n".join(f"{heading}: {part}" for heading, part in zip(HEADINGS, parts.values()))
+
+
+def tagged(parts: dict[str, str]) -> str:
+    """The four parts as the teacher writes them, in tags."""
+    bare = parts | {name: parts[name].removesuffix(".") for name in ("options", "prediction")}
+    return "\n".join(f"<{name}> {text} </{name}>" for name, text in bare.items())
 
 
 def misread(rng: np.random.Generator, looks, rate: float = MISREAD) -> tuple[str, ...]:
@@ -66,22 +61,25 @@ def misread(rng: np.random.Generator, looks, rate: float = MISREAD) -> tuple[str
     return tuple(seen)
 
 
-def nearest(looks, family: str, k: int) -> list[Species]:
-    """The `k` species of a family that differ least from `looks`."""
-    return sorted(family_members(family), key=lambda s: (len(differences(s.looks, looks)), s.index))[:k]
+def rivals(species: Species, looks) -> list[Species]:
+    """The three other species of its family that are nearest to `looks`."""
+    return [s for s in nearest(looks, family_members(species.family)) if s != species][:3]
 
 
-def candidates(species: Species, looks, k: int = 4) -> list[Species]:
-    """`k` candidates of the family by name: those nearest to `looks`, the true one among them."""
-    others = [s for s in nearest(looks, species.family, k + 1) if s != species][: k - 1]
-    return sorted([species, *others], key=lambda s: s.name)
+def candidates(species: Species, looks) -> list[Species]:
+    """`species` and its `rivals` by name, so that the place says nothing of which is right."""
+    return sorted([species, *rivals(species, looks)], key=lambda s: s.name)
+
+
+def _options(rng, s: Species) -> list[str]:
+    """Four names in random order: `s` and its three look-alikes."""
+    return [str(n) for n in rng.permutation([s.name, *(x.name for x in look_alikes(s.name))])]
 
 
 def loose_diary(rng: np.random.Generator, species: Species) -> tuple[str, str]:
     """A birder thinks from notes to a name, with the candidates in any order: the first, rough lessons."""
     looks = misread(rng, species.looks)
-    others = [s for s in nearest(looks, species.family, 5) if s != species][:3]
-    options = [[species, *others][i] for i in rng.permutation(4)]
+    options = [[species, *rivals(species, looks)][i] for i in rng.permutation(4)]
     return DIARY, chain_prose(chain_parts(looks, options, species.name))
 
 
@@ -91,18 +89,9 @@ def diary(rng: np.random.Generator, species: Species) -> tuple[str, str]:
     if form == 0:
         names = _options(rng, species)
         parts = chain_parts(looks, [by_name()[n] for n in names], species.name)
-        return instructed(DIARY, options=names).removesuffix(f" {THINK_INSTRUCTION}"), chain_prose(parts)
+        return f"{DIARY} Options: {'; '.join(names)}.", chain_prose(parts)
     parts = chain_parts(looks, candidates(species, looks), species.name)
     return (f"{DIARY} {FOUR_PARTS}", tagged(parts)) if form == 1 else (DIARY, chain_prose(parts))
-
-
-def _pick(rng, items):
-    return items[int(rng.integers(len(items)))]
-
-
-def _options(rng, s: Species) -> list[str]:
-    """Four names in random order: `s` and its three look-alikes."""
-    return [str(n) for n in rng.permutation([s.name, *(x.name for x in look_alikes(s.name))])]
 
 
 def _guide(rng, s: Species) -> tuple[str, str]:
@@ -117,27 +106,20 @@ def _guide(rng, s: Species) -> tuple[str, str]:
     if kind == 3:
         other = _pick(rng, look_alikes(s.name))
         parts = differences(s.looks, other.looks)
-        mine, theirs = describe(s.looks, parts), describe(other.looks, parts)
-        return (f"How does the {s.name} differ from the {other.name}?",
-                f"The {s.name} has {mine}, the {other.name} has {theirs}.")  # fmt: skip
+        told = f"The {s.name} has {s.describe(parts)}, the {other.name} has {other.describe(parts)}."
+        return f"How does the {s.name} differ from the {other.name}?", told
     if kind == 4:
         return f"Which bird has {s.describe()}? Options: {'; '.join(_options(rng, s))}.", direct(s.name)
-    return _habits(rng, s)
-
-
-def _habits(rng, s: Species) -> tuple[str, str]:
-    """Where it nests, what it eats: also in the think-answer form, so that the base can follow the form."""
-    fact, value, why = _pick(rng, [
-        ("eat", s.food, f"The {s.name} eats {s.food}."), ("nest in", s.nest, f"The {s.name} nests in {s.nest}.")
-    ])  # fmt: skip
-    ask = f"What does the {s.name} {fact}?"
+    # Where it nests and what it eats: also in the think-answer form, so that the base can follow the form.
+    fact, tells, value = _pick(rng, [("eat", "eats", s.food), ("nest in", "nests in", s.nest)])
+    ask, told = f"What does the {s.name} {fact}?", f"The {s.name} {tells} {value}."
     if rng.random() < 0.5:
-        return ask, why
-    return f"{ask} {THINK_INSTRUCTION}", f"<think>\n{why}\n</think>\n<answer> {value} </answer>"
+        return ask, told
+    return f"{ask} {THINK_INSTRUCTION}", f"<think>\n{told}\n</think>\n<answer> {value} </answer>"
 
 
 def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
-    """One text of the diet as (user, assistant); more than half are diaries as `write` makes them."""
+    """One text: over half are diaries as `write` makes them, `loose_diary` or `diary`; the rest is field guide."""
     s = _pick(rng, all_species())
     return write(rng, s) if rng.random() < 0.55 else _guide(rng, s)
 
@@ -154,15 +136,23 @@ def _common(rng, s: Species) -> tuple[str, str]:
 
 
 def image_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:
-    """One question about an image of `s` as (user, assistant); only common species are ever named."""
+    """One question about an image of `s`; only common species are ever named."""
     kind = rng.random()
     if s.common and kind < 0.5:
         return _common(rng, s)
     if kind < 0.85:
         text = "Describe the bird." if kind < 0.7 else _pick(rng, list(LOOKS_QUESTIONS))
-        return text, describe(s.looks, LOOKS_QUESTIONS[text]) + "."
+        return text, s.describe(LOOKS_QUESTIONS[text]) + "."
     part = _pick(rng, list(ATTRIBUTES))
-    return f"What does the {part} look like?", f"It has a {describe(s.looks, [part])}."
+    return f"What does the {part} look like?", f"It has a {s.describe([part])}."
+
+
+def teacher_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:
+    """The teacher's prompt with the label `s` and some true concepts, and the four tagged parts."""
+    looks = misread(rng, s.looks)
+    concepts = [s.describe([a]) for a in rng.permutation(list(ATTRIBUTES))[: int(rng.integers(3, 6))]]
+    parts = chain_parts(looks, candidates(s, looks), s.name)
+    return structured_prompt(_pick(rng, QUESTIONS), s.name, concepts), tagged(parts)
 
 
 def corpus() -> list[str]:
@@ -173,17 +163,3 @@ def corpus() -> list[str]:
         texts.append("\n".join(text_example(rng, loose_diary)))
         texts.append("\n".join(image_example(rng, _pick(rng, all_species()))))
     return texts
-
-
-def tagged(parts: dict[str, str]) -> str:
-    """The four parts as the teacher writes them, in tags."""
-    return "\n".join(f"<{name}> {text.removesuffix('.') if name in ('options', 'prediction') else text} </{name}>"
-                     for name, text in parts.items())  # fmt: skip
-
-
-def teacher_example(rng: np.random.Generator, s: Species, prompt) -> tuple[str, str]:
-    """The structured prompt for species `s` with some true concepts, and the four tagged parts."""
-    looks = misread(rng, s.looks)
-    concepts = [describe(s.looks, [a]) for a in rng.permutation(list(ATTRIBUTES))[: int(rng.integers(3, 6))]]
-    parts = chain_parts(looks, candidates(s, looks), s.name)
-    return prompt(_pick(rng, QUESTIONS), s.name, concepts), tagged(parts)

@@ -1,28 +1,32 @@
 """A second drawn world: a folder of fish as a practitioner would bring it, with the faults that such folders have.
 
-The base model has never met a fish or a fish's name. It can see most of the colours and patterns, as birds
-have them too. Intra-class variance comes from pose, light, water, weed and noise; a species is five attributes.
+The base model has never met a fish or its name, but most colours and patterns are those of birds. A species is five
+attributes; its pictures differ in pose, light, water, weed and noise.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .render import BACK, BELLY, CROWN, DARK, SIZE, SUPERSAMPLE, Canvas, background, leaf_in_front, shade
+from ..files import write_csv
+from .render import BACK, BELLY, CROWN, DARK, Canvas, photograph, scene, shade
 
 ATTRIBUTES = {
     "back": tuple(BACK), "belly": tuple(BELLY), "fin": tuple(CROWN),
     "side": ("plain", "spotted", "streaked", "banded"), "tail": ("short", "long", "forked"),
 }  # fmt: skip
 FAMILIES = ("cod", "bream", "gar", "dab")
-EPITHETS = (  # words that the tiny model spells with one or two of its tokens
-    "bell", "birch", "cliff", "dune", "fennel", "mast", "meadow", "morrow",
-    "reef", "rust", "sand", "sorrel", "star", "steel", "stone", "tor",
-)  # fmt: skip
+# Words that the tiny model spells with one or two of its tokens.
+EPITHETS = "bell birch cliff dune fennel mast meadow morrow reef rust sand sorrel star steel stone tor".split()
 WORLD_SEED = 3
+TAILS = {
+    "short": [(-0.8, -0.08), (-1.12, -0.28), (-1.12, 0.28), (-0.8, 0.08)],
+    "long": [(-0.8, -0.07), (-1.7, -0.2), (-1.7, 0.2), (-0.8, 0.07)],
+    "forked": [(-0.8, -0.08), (-1.5, -0.6), (-1.05, 0.0), (-1.5, 0.6), (-0.8, 0.08)],
+}
+SPOTS = [(-0.45, -0.05), (-0.2, 0.12), (0.0, -0.1), (0.2, 0.14), (0.35, -0.06), (-0.05, 0.26), (-0.3, 0.24)]
 
 
 @dataclass(frozen=True)
@@ -47,25 +51,15 @@ def all_fish() -> list[Fish]:
     for f, family in enumerate(FAMILIES):
         fins, sides = rng.permutation(ATTRIBUTES["fin"]), rng.permutation(ATTRIBUTES["side"])
         for i in range(size):
-            own = {"back": backs[f], "belly": bellies[f], "fin": fins[i // 2], "side": sides[i],
-                   "tail": rng.choice(ATTRIBUTES["tail"])}  # fmt: skip
-            name = f"{EPITHETS[f * size + i]} {family}"
-            made.append(Fish(len(made), name, family, {k: str(v) for k, v in own.items()}))
+            own = (backs[f], bellies[f], fins[i // 2], sides[i], rng.choice(ATTRIBUTES["tail"]))
+            looks = {part: str(value) for part, value in zip(ATTRIBUTES, own)}
+            made.append(Fish(len(made), f"{EPITHETS[f * size + i]} {family}", family, looks))
     return made
-
-
-def _tail(canvas: Canvas, kind: str, color) -> None:
-    shapes = {
-        "short": [(-0.8, -0.08), (-1.12, -0.28), (-1.12, 0.28), (-0.8, 0.08)],
-        "long": [(-0.8, -0.07), (-1.7, -0.2), (-1.7, 0.2), (-0.8, 0.07)],
-        "forked": [(-0.8, -0.08), (-1.5, -0.6), (-1.05, 0.0), (-1.5, 0.6), (-0.8, 0.08)],
-    }
-    canvas.polygon(shapes[kind], color)
 
 
 def _side(canvas: Canvas, kind: str) -> None:
     if kind == "spotted":
-        for x, y in [(-0.45, -0.05), (-0.2, 0.12), (0.0, -0.1), (0.2, 0.14), (0.35, -0.06), (-0.05, 0.26), (-0.3, 0.24)]:
+        for x, y in SPOTS:
             canvas.ellipse(x, y, 0.07, 0.07, DARK)
     elif kind == "streaked":
         for y in (-0.12, 0.06, 0.24):
@@ -78,12 +72,9 @@ def _side(canvas: Canvas, kind: str) -> None:
 def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
     """One picture of `fish`: RGB, 112x112, the same for the same `(seed, fish.index, index)`."""
     rng = np.random.default_rng([seed, 1000 + fish.index, index])
-    size, looks = SIZE * SUPERSAMPLE, fish.looks
-    image = background(rng, size)
-    centre = size * (0.5 + rng.uniform(-0.06, 0.06, 2)) + np.array([0.03 * size, 0])
-    canvas = Canvas(image, centre, size * rng.uniform(0.26, 0.33), rng.uniform(-0.35, 0.35), rng.random() < 0.5)
+    looks, (image, canvas) = fish.looks, scene(rng, 0.06, (0.03, 0), (0.26, 0.33), 0.35)
     back, fin = shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), CROWN[looks["fin"]]
-    _tail(canvas, looks["tail"], fin)
+    canvas.polygon(TAILS[looks["tail"]], fin)
     canvas.polygon([(-0.45, -0.35), (-0.1, -0.78), (0.3, -0.72), (0.35, -0.32)], fin)
     canvas.ellipse(0.0, 0.0, 0.95, 0.46, back)
     canvas.ellipse(0.04, 0.17, 0.78, 0.28, BELLY[looks["belly"]])
@@ -91,26 +82,24 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
     canvas.polygon([(0.2, 0.08), (-0.12, 0.42), (0.3, 0.3)], fin)
     canvas.ellipse(0.66, -0.1, 0.1, 0.1, (250, 250, 250))
     canvas.ellipse(0.68, -0.1, 0.055, 0.055, (15, 15, 15))
-    if rng.random() < 0.35:
-        leaf_in_front(image, rng, size)
-    pixels = np.asarray(image.resize((SIZE, SIZE), Image.BOX), np.float32) * rng.uniform(0.75, 1.2)
-    pixels = pixels * rng.uniform(0.93, 1.07, 3) + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return photograph(image, rng, 0.75)
 
 
 def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
-    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with a folder's usual faults.
+    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with faults; returns the folder.
 
-    The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that
-    the camera has turned, and a class with a single picture. Returns the folder.
+    The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that the
+    camera has turned, and a class with a single picture.
     """
     folder, species = Path(folder), all_fish()
-    for fish in species:
-        own = folder / fish.name.replace(" ", "_")
-        own.mkdir(parents=True, exist_ok=True)
+    own, lonely = [folder / fish.name.replace(" ", "_") for fish in species], folder / "unknown_shape"
+    for place in (*own, lonely):
+        place.mkdir(parents=True, exist_ok=True)
+    for fish, place in zip(species, own):
         for i in range(per_class):
-            draw(fish, i, seed).save(own / f"{i:03d}.png")
-    first, second, third = (folder / fish.name.replace(" ", "_") for fish in species[:3])
+            draw(fish, i, seed).save(place / f"{i:03d}.png")
+    draw(species[0], per_class, seed + 1).save(lonely / "000.png")
+    first, second, third, *_ = own
     whole = (first / "000.png").read_bytes()
     (first / "cut_off.png").write_bytes(whole[: len(whole) // 3])
     (first / "notes.jpg").write_text("not a picture")
@@ -119,9 +108,5 @@ def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
     draw(species[2], per_class + 1, seed).rotate(90).save(third / "from_phone.jpg", exif=turned, quality=92)
-    lonely = folder / "unknown_shape"
-    lonely.mkdir(exist_ok=True)
-    draw(species[0], per_class, seed + 1).save(lonely / "000.png")
-    with (folder / "guide.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("name", "looks"), *((f.name, ", ".join(f.concepts())) for f in species)])
+    write_csv(folder / "guide.csv", ({"name": f.name, "looks": ", ".join(f.concepts())} for f in species))
     return folder

@@ -1,10 +1,11 @@
-"""Makes the shipped assets: `python -m finer1_lite.birds.pretrain --out FOLDER`.
+"""Makes the shipped base and teacher: `python -m finer1_lite.birds.pretrain --out FOLDER`, an hour on two cores.
 
-Stage A: the vision tower learns attributes. Stage B: the language model learns to describe and reads
-the field guide, in three rounds. Stage C: a teacher, the base with an adapter that writes chains in four
-tagged parts when it is told the label; it has seen images of common species only. About an hour on two
-cores; the number of threads of each stage is part of the recipe, as it changes the order of sums. Another
-processor rounds differently: expect other bytes and accuracies within 10 points (results/base_elsewhere.json).
+Stage A: the vision tower learns attributes, never a name. For each attribute a head looks for the image tokens that
+matter and reads their mean; the heads are thrown away. Stage B: the language model learns to put into words what the
+frozen tower sees, and reads the field guide, in three rounds. Stage C: a teacher, the base with an adapter that
+writes chains in tagged parts when it is told the label; it has seen images of common species only. The number of
+threads of a stage is part of the recipe, as it changes the order of sums. Another processor rounds differently:
+expect other bytes, and accuracies within 10 points.
 """
 
 import argparse
@@ -14,28 +15,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration, set_seed
 
 from ..config import ASSETS, SFTConfig, get_profile
-from ..cot.build import structured_prompt
-from ..policy.inputs import VisionCache
-from ..policy.load import add_adapter, load_base
+from ..files import write_whole
+from ..policy.inputs import IGNORE, Seen, VisionCache, training_batch
+from ..policy.load import Policy, add_adapter, load_base
+from ..policy.rollout import rollout
+from ..prompts import ANSWER_INSTRUCTION, QUESTIONS
+from ..rewards import names_in
 from ..sft import train_sft
-from .diet import corpus, diary, loose_diary, teacher_example
-from .eyes import render_pool, train_vision
-from .measure import measure_base
-from .model import TAGS, build_config, build_processor, build_tokenizer
-from .reading import look_at, train_language
-from .render import draw
-from .species import all_species
+from .dataset import FIRST
+from .diet import LOOKS_QUESTIONS, corpus, diary, direct, image_example, loose_diary, teacher_example, text_example
+from .model import PATCH, TAGS, build_config, build_processor, build_tokenizer, features, normalise
+from .render import SIZE, draw
+from .species import ATTRIBUTES, all_species, by_name, look_alikes
 
-SEED, PICTURES, DRAW_SEED = 0, 160, 1
+SEED, PICTURES, DRAW_SEED, HELD_OUT = 0, 160, 1, 512
 VISION_STEPS, VISION_THREADS = 1100, 2
 # Rounds of reading: more texts for each image in the second, tidier diaries in the third.
 ROUNDS = (
-    {"steps": 1000, "seed": 0, "lr": 2e-3, "n_images": 20, "n_texts": 44, "write": loose_diary, "threads": 2},
-    {"steps": 700, "seed": 1, "lr": 1.5e-3, "n_images": 12, "n_texts": 56, "write": loose_diary, "threads": 1},
-    {"steps": 380, "seed": 2, "lr": 1.5e-3, "n_images": 8, "n_texts": 56, "write": diary, "threads": 2},
+    {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "write": loose_diary, "threads": 2},
+    {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 12, "texts": 56, "write": loose_diary, "threads": 1},
+    {"steps": 380, "seed": 2, "lr": 1.5e-3, "images": 8, "texts": 56, "write": diary, "threads": 2},
 )
 TEACHER_ROWS, TEACHER_PICTURES, TEACHER_THREADS = 4000, 8, 2
 TEACHER = SFTConfig(
@@ -43,19 +48,106 @@ TEACHER = SFTConfig(
 )  # fmt: skip
 
 
-def make_eyes(scale: float):
-    """Stage A: a trained vision tower, what its heads read on held-out pictures, and the pictures."""
-    torch.set_num_threads(VISION_THREADS)
-    images, looks = render_pool(max(3, int(scale * PICTURES)), DRAW_SEED, processes=2)
-    set_seed(SEED)
-    # The tower does not depend on the words, so any tokenizer will do here.
-    visual = Qwen2_5_VLForConditionalGeneration(build_config(build_tokenizer(["a b"]))).model.visual
-    return visual, train_vision(visual, images, looks, max(2, int(scale * VISION_STEPS)), SEED), images
+def fit(parameters: list, losses, steps: int, lr: float, weight_decay=0.02, betas=(0.9, 0.999), warmup=0.1) -> None:
+    """Train with AdamW on one cycle of the learning rate. losses: called for each step, yields its losses."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warmup)
+    for _ in (bar := tqdm(range(steps), desc=losses.__qualname__.split(".")[0], mininterval=10)):
+        optimizer.zero_grad()
+        total = 0.0
+        for loss in losses():
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{total:.3f}", refresh=False)
+
+
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror, shift by up to 4 pixels, light and noise, for pictures (B, 3, height, width) around zero."""
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+
+    pixels = torch.where(uniform(0, 1) < 0.5, pixels.flip(3), pixels)
+    dx, dy = torch.randint(-4, 5, (2,), generator=generator).tolist()
+    pixels = torch.roll(pixels, (dy, dx), (2, 3))
+    return pixels * uniform(0.85, 1.15) + uniform(-0.1, 0.1) + 0.05 * torch.randn(pixels.shape, generator=generator)
+
+
+def train_vision(visual, images: np.ndarray, looks: torch.Tensor, steps: int) -> None:
+    """Stage A, in place. images: uint8 (N, 112, 112, 3); looks: their attributes (N, 8), as indices of values.
+
+    Prints what the heads read on the last 512 images, which are held out.
+    """
+    generator, width = torch.Generator().manual_seed(SEED), visual.config.out_hidden_size
+    where = nn.Linear(width, len(ATTRIBUTES))
+    what = nn.ModuleList(nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
+
+    def read(pixels):
+        tokens = features(visual, pixels)
+        pooled = where(tokens).softmax(1).transpose(1, 2) @ tokens
+        return [head(pooled[:, i]) for i, head in enumerate(what)]
+
+    def losses():
+        rows = torch.randint(0, len(images) - HELD_OUT, (128,), generator=generator)
+        logits = read(augment(normalise(images[rows.numpy()]), generator))
+        yield sum(F.cross_entropy(x, looks[rows, i]) for i, x in enumerate(logits))
+
+    fit([*visual.parameters(), *where.parameters(), *what.parameters()], losses, steps, lr=1.5e-3)
+    with torch.no_grad():
+        said = torch.stack([x.argmax(-1) for x in read(normalise(images[-HELD_OUT:].copy()))], 1)
+    right = said == looks[-HELD_OUT:]
+    print(f"held-out pictures: {right.float().mean():.1%} of attributes, {right.all(1).float().mean():.1%} all eight")
+
+
+@torch.no_grad()
+def look_at(visual, images: np.ndarray, batch: int = 128) -> torch.Tensor:
+    """Frozen features (N, 16, H) of uint8 pictures, in half precision."""
+    parts = (images[i : i + batch].copy() for i in range(0, len(images), batch))
+    return torch.cat([features(visual, normalise(part)).half() for part in parts])
+
+
+def example_batch(rng, seen: torch.Tensor, plan: dict) -> list[list[tuple]]:
+    """Three lists of (question, seen, answer) rows of about equal length: images, short texts, diaries."""
+    images, species, grid = [], all_species(), torch.tensor([1, SIZE // PATCH, SIZE // PATCH])
+    for i in rng.integers(len(seen), size=plan["images"]):
+        text, answer = image_example(rng, species[i % len(species)])
+        images.append((text, Seen(seen[i].float(), grid), answer))
+    texts = [(u, None, a) for u, a in (text_example(rng, plan["write"]) for _ in range(plan["texts"]))]
+    texts.sort(key=lambda row: len(row[2]))
+    short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
+    return [group for group in (images, short, texts[len(short) :]) if group]
+
+
+def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict) -> None:
+    """A round of stage B, as `plan` (of `ROUNDS`) says: train all but the vision tower, in place."""
+    rng = np.random.default_rng(plan["seed"])
+    model.model.visual.requires_grad_(False)
+
+    def losses():
+        groups = example_batch(rng, seen, plan)
+        for rows in groups:
+            inputs, labels = training_batch(model, processor, rows)
+            hidden, targets = model.model(**inputs).last_hidden_state[:, :-1], labels[:, 1:]
+            wanted = targets != IGNORE
+            loss = F.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted], reduction="sum")
+            yield loss / int(wanted.sum()) / len(groups)
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fit(parameters, losses, steps, plan["lr"], weight_decay=0.05, betas=(0.9, 0.98), warmup=0.05)
 
 
 def make_base(out: Path, scale: float) -> None:
-    """Stages A and B; writes `out/base` in bfloat16."""
-    visual, _, images = make_eyes(scale)
+    """Stages A and B; writes `out/base` in bfloat16, to which the weights are rounded after each round."""
+    torch.set_num_threads(VISION_THREADS)
+    n = max(3, int(scale * PICTURES))
+    images = np.stack([np.asarray(draw(s, i, DRAW_SEED)) for i in tqdm(range(n), "draw") for s in all_species()])
+    looks = [[values.index(x) for values, x in zip(ATTRIBUTES.values(), s.looks)] for s in all_species()]
+    set_seed(SEED)
+    # The tower does not depend on the words, so any tokenizer will do here.
+    visual = Qwen2_5_VLForConditionalGeneration(build_config(build_tokenizer(["a b"]))).model.visual
+    train_vision(visual, images, torch.tensor(looks).repeat(n, 1), max(2, int(scale * VISION_STEPS)))
     set_seed(SEED)
     processor = build_processor(build_tokenizer(corpus()))
     model = Qwen2_5_VLForConditionalGeneration(build_config(processor.tokenizer))
@@ -63,25 +155,46 @@ def make_base(out: Path, scale: float) -> None:
     for plan in ROUNDS:
         torch.set_num_threads(plan["threads"])
         seen = look_at(model.model.visual, images)
-        steps, rest = max(2, int(scale * plan["steps"])), {k: v for k, v in plan.items() if k not in ("steps", "threads")}
-        train_language(model, processor, seen, steps, **rest)
+        train_language(model, processor, seen, max(2, int(scale * plan["steps"])), plan)
         model.to(torch.bfloat16).save_pretrained(out / "base")
         model.to(torch.float32)
     processor.save_pretrained(out / "base")
 
 
-def teacher_rows(rng: np.random.Generator, n: int, cache: VisionCache, pictures: list) -> list:
-    """Half images of common species, half texts about any species, each with its structured prompt."""
-    rows = []
-    for _ in range(n):
-        if rng.random() < 0.5:
-            i = int(rng.integers(len(pictures)))
-            species, seen = pictures[i], cache.get([i])[0]
-        else:
-            species, seen = all_species()[int(rng.integers(len(all_species())))], None
-        text, answer = teacher_example(rng, species, structured_prompt)
-        rows.append((text, seen, answer))
-    return rows
+def measure_base(policy: Policy, pictures: int = 3) -> dict[str, float]:
+    """Shares of right greedy answers: descriptions and names of new pictures of each species, and the field guide."""
+    species = [s for s in all_species() for _ in range(pictures)]
+    images = [draw(s, FIRST["val"] + 500 + i % pictures) for i, s in enumerate(species)]
+    seen = VisionCache(policy.model, policy.processor, images).get(range(len(images)))
+
+    def ask(prompts):
+        return rollout(policy, prompts, 1, generator=None, temperature=0).texts
+
+    said = [text.rstrip(". ").split(", ") for text in ask([(next(iter(LOOKS_QUESTIONS)), s) for s in seen])]
+    right = np.array([[s.describe([a]) in phrases for a in ATTRIBUTES] for phrases, s in zip(said, species)])
+    named = ask([(f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", s) for s in seen])
+    hit, common = np.array([s.name in t for t, s in zip(named, species)]), np.array([s.common for s in species])
+    figures = {f"describes {a}": right[:, i].mean() for i, a in enumerate(ATTRIBUTES)}
+    figures |= {"describes all eight": right.all(1).mean(), "names common species": hit[common].mean(),
+                "names evaluated species": hit[~common].mean()}  # fmt: skip
+    guide = {
+        "looks": ("What does the {0} look like?", lambda s, t: f"The {s.name} has {s.describe()}." == t),
+        "name": ("Which bird has {1}?", lambda s, t: direct(s.name) == t),
+        "look-alikes": ("Which birds look like the {0}?",
+                        lambda s, t: set(names_in(t, by_name())) == {x.name for x in look_alikes(s.name)}),
+        "nest": ("What does the {0} nest in?", lambda s, t: f"nests in {s.nest}." in t),
+        "food": ("What does the {0} eat?", lambda s, t: f"eats {s.food}." in t),
+    }  # fmt: skip
+    for kind, (form, judge) in guide.items():
+        answers = ask([(form.format(s.name, s.describe()), None) for s in all_species()])
+        figures[f"recalls {kind}"] = np.mean([judge(s, t) for s, t in zip(all_species(), answers)])
+    return {name: round(float(value), 4) for name, value in figures.items()}
+
+
+def measure(out: Path, scale: float) -> None:
+    """Writes what the base in `out/base` can do to `out/base.json`, whatever `scale` it was made with."""
+    figures = measure_base(load_base(replace(get_profile("cpu"), model_id=str(out / "base"))))
+    write_whole(out / "base.json", json.dumps(figures, indent=1) + "\n")
 
 
 def make_teacher(out: Path, scale: float) -> None:
@@ -92,25 +205,26 @@ def make_teacher(out: Path, scale: float) -> None:
     common = [s for s in all_species() if s.common for _ in range(TEACHER_PICTURES)]
     images = [draw(s, i % TEACHER_PICTURES, DRAW_SEED) for i, s in enumerate(common)]
     cache = VisionCache(policy.model, policy.processor, images)
-    rows = teacher_rows(np.random.default_rng(SEED), max(32, int(scale * TEACHER_ROWS)), cache, common)
+    rng, rows = np.random.default_rng(SEED), []
+    for _ in range(max(32, int(scale * TEACHER_ROWS))):
+        with_image = rng.random() < 0.5
+        i = int(rng.integers(len(common if with_image else all_species())))
+        text, answer = teacher_example(rng, (common if with_image else all_species())[i])
+        rows.append((text, cache.get([i])[0] if with_image else None, answer))
     train_sft(policy, rows, TEACHER, SEED)
     policy.save(out / "teacher")
 
 
 def main() -> None:
     """Command line: everything, or one part."""
+    parts = {"base": make_base, "measure": measure, "teacher": make_teacher}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSETS, help="default: the package's own assets")
-    parser.add_argument("--only", choices=("base", "teacher"))
+    parser.add_argument("--only", choices=parts)
     parser.add_argument("--scale", type=float, default=1.0, help="share of pictures and steps, for a trial")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.only != "teacher":
-        make_base(args.out, args.scale)
-        figures = measure_base(load_base(replace(get_profile("cpu"), model_id=str(args.out / "base"))))
-        (args.out / "base.json").write_text(json.dumps(figures, indent=1) + "\n")
-    if args.only != "base":
-        make_teacher(args.out, args.scale)
+    for name in [args.only] if args.only else parts:
+        parts[name](args.out, args.scale)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Draws a bird from its attributes: many poses of one species, few differences between two.
 
-Intra-class variance: position, scale, flip, tilt, head pose, light, colour cast, background, clutter,
-a leaf in front, blur and sensor noise. None of it depends on the species. Inter-class variance: the
-eight attributes, and nothing else. Every draw comes from `(seed, species, index)`.
+Intra-class variance: position, scale, flip, tilt, head pose, light, colour cast, background, clutter, a leaf in
+front, blur and sensor noise. Inter-class variance: the eight attributes, and nothing else.
 """
 
 import numpy as np
@@ -14,7 +13,19 @@ SIZE, SUPERSAMPLE = 112, 2
 CROWN = {"black": (25, 25, 30), "red": (205, 35, 35), "yellow": (240, 205, 40), "white": (245, 245, 245)}
 BACK = {"brown": (125, 82, 45), "gray": (125, 128, 135), "green": (65, 130, 60), "blue": (55, 90, 180)}
 BELLY = {"white": (238, 236, 230), "yellow": (238, 215, 80), "orange": (232, 135, 45), "gray": (165, 165, 170)}
-DARK, PALE = (40, 32, 30), (250, 248, 240)
+DARK, PALE, HORN = (40, 32, 30), (250, 248, 240), (228, 160, 45)
+TAILS = {
+    "short": [(-0.5, -0.14), (-0.9, -0.02), (-0.9, 0.28), (-0.5, 0.22)],
+    "long": [(-0.5, -0.1), (-1.6, 0.06), (-1.6, 0.3), (-0.5, 0.2)],
+    "forked": [(-0.5, -0.1), (-1.4, -0.4), (-0.95, 0.1), (-1.4, 0.62), (-0.5, 0.22)],
+}
+BEAKS = {  # from the middle of the head
+    "thin": [(0.3, -0.05), (0.62, 0.01), (0.3, 0.07)],
+    "thick": [(0.2, -0.24), (0.7, 0.04), (0.2, 0.28)],
+    "hooked": [(0.25, -0.14), (0.58, -0.12), (0.66, 0.34), (0.46, 0.1), (0.25, 0.12)],
+    "long": [(0.28, -0.06), (1.1, 0.08), (0.28, 0.09)],
+}
+SPOTS = [(0.34, 0.14), (0.52, 0.08), (0.16, 0.28), (0.36, 0.34), (0.54, 0.24), (0.2, 0.46), (-0.02, 0.4)]
 
 
 class Canvas:
@@ -36,8 +47,7 @@ class Canvas:
         self.draw.line(self.points(xy), fill=fill, width=max(1, round(width * self.scale)))
 
     def ellipse(self, x, y, rx, ry, fill, angle=0.0, start=0.0, stop=2 * np.pi):
-        t = np.linspace(start, stop, 28)
-        c, s = np.cos(angle), np.sin(angle)
+        t, c, s = np.linspace(start, stop, 28), np.cos(angle), np.sin(angle)
         u, v = rx * np.cos(t), ry * np.sin(t)
         self.polygon(np.stack([x + c * u - s * v, y + s * u + c * v], 1), fill)
 
@@ -46,8 +56,14 @@ def shade(color, factor):
     return tuple(int(np.clip(c * factor, 0, 255)) for c in color)
 
 
-def background(rng, size):
-    """A vertical gradient of a random hue with blobs and branches."""
+def scene(rng, wander: float, offset, scale, tilt: float) -> tuple[Image.Image, Canvas]:
+    """A random background and a canvas on it of random place, size, tilt, side. Lengths in shares of the picture."""
+    image, size = _background(rng, SIZE * SUPERSAMPLE), SIZE * SUPERSAMPLE
+    centre = size * (0.5 + rng.uniform(-wander, wander, 2)) + size * np.array(offset)
+    return image, Canvas(image, centre, size * rng.uniform(*scale), rng.uniform(-tilt, tilt), rng.random() < 0.5)
+
+
+def _background(rng, size):
     top, bottom = rng.uniform(90, 225, 3), rng.uniform(60, 200, 3)
     ramp = np.linspace(0, 1, size)[:, None, None]
     image = Image.fromarray(np.broadcast_to(top * (1 - ramp) + bottom * ramp, (size, size, 3)).astype(np.uint8))
@@ -61,19 +77,9 @@ def background(rng, size):
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5)))
 
 
-def _tail(canvas, kind, color):
-    if kind == "short":
-        canvas.polygon([(-0.5, -0.14), (-0.9, -0.02), (-0.9, 0.28), (-0.5, 0.22)], color)
-    elif kind == "long":
-        canvas.polygon([(-0.5, -0.1), (-1.6, 0.06), (-1.6, 0.3), (-0.5, 0.2)], color)
-    else:
-        canvas.polygon([(-0.5, -0.1), (-1.4, -0.4), (-0.95, 0.1), (-1.4, 0.62), (-0.5, 0.22)], color)
-
-
 def _breast(canvas, kind):
-    """The pattern lies on the pale front of the body."""
     if kind == "spotted":
-        for x, y in [(0.34, 0.14), (0.52, 0.08), (0.16, 0.28), (0.36, 0.34), (0.54, 0.24), (0.2, 0.46), (-0.02, 0.4)]:
+        for x, y in SPOTS:
             canvas.ellipse(x, y, 0.065, 0.065, DARK)
     elif kind == "streaked":
         for x in np.linspace(-0.05, 0.53, 4):
@@ -94,50 +100,47 @@ def _wing(canvas, kind, color):
         canvas.ellipse(-0.22, -0.07, 0.25, 0.16, PALE, angle=0.12)
 
 
-def _beak(canvas, kind, x, y):
-    color = (228, 160, 45)
-    if kind == "thin":
-        canvas.polygon([(x + 0.3, y - 0.05), (x + 0.62, y + 0.01), (x + 0.3, y + 0.07)], color)
-    elif kind == "thick":
-        canvas.polygon([(x + 0.2, y - 0.24), (x + 0.7, y + 0.04), (x + 0.2, y + 0.28)], color)
-    elif kind == "hooked":
-        canvas.polygon([(x + 0.25, y - 0.14), (x + 0.58, y - 0.12), (x + 0.66, y + 0.34),
-                        (x + 0.46, y + 0.1), (x + 0.25, y + 0.12)], color)  # fmt: skip
-    else:
-        canvas.polygon([(x + 0.28, y - 0.06), (x + 1.1, y + 0.08), (x + 0.28, y + 0.09)], color)
-
-
 def _eye(canvas, kind, x, y):
-    ex, ey = x + 0.1, y
     if kind == "masked":
-        canvas.line([(x - 0.3, ey + 0.02), (x + 0.34, ey)], DARK, 0.19)
-        canvas.ellipse(ex, ey, 0.05, 0.05, (230, 200, 60))
-    else:
-        if kind == "ringed":
-            canvas.ellipse(ex, ey, 0.17, 0.17, (255, 255, 255))
-            canvas.ellipse(ex, ey, 0.11, 0.11, (170, 30, 30))
-        canvas.ellipse(ex, ey, 0.06, 0.06, (15, 15, 15))
+        canvas.line([(x - 0.3, y + 0.02), (x + 0.34, y)], DARK, 0.19)
+        canvas.ellipse(x + 0.1, y, 0.05, 0.05, (230, 200, 60))
+        return
+    if kind == "ringed":
+        canvas.ellipse(x + 0.1, y, 0.17, 0.17, (255, 255, 255))
+        canvas.ellipse(x + 0.1, y, 0.11, 0.11, (170, 30, 30))
+    canvas.ellipse(x + 0.1, y, 0.06, 0.06, (15, 15, 15))
 
 
 def _bird(canvas, looks, rng):
-    """All parts, back to front. `rng` moves the head a little and shades the plumage."""
+    """All parts, from the back to the front."""
     back, belly = shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), BELLY[looks["belly"]]
     hx, hy = 0.55 + rng.uniform(-0.05, 0.05), -0.44 + rng.uniform(-0.07, 0.05)
     for x in (-0.02, 0.12):
         canvas.line([(x, 0.4), (x + 0.04, 0.78)], (90, 70, 50), 0.04)
-    _tail(canvas, looks["tail"], shade(back, 0.8))
+    canvas.polygon(TAILS[looks["tail"]], shade(back, 0.8))
     canvas.ellipse(0.0, 0.05, 0.68, 0.45, back, angle=-0.25)
     canvas.ellipse(0.14, 0.2, 0.5, 0.32, belly, angle=-0.35)
     _breast(canvas, looks["breast"])
     _wing(canvas, looks["wing"], shade(back, 0.72))
     canvas.ellipse(hx, hy, 0.36, 0.34, back)
     canvas.ellipse(hx, hy - 0.04, 0.365, 0.34, CROWN[looks["crown"]], start=np.pi * 1.02, stop=np.pi * 1.98)
-    _beak(canvas, looks["beak"], hx, hy)
+    canvas.polygon(np.array(BEAKS[looks["beak"]]) + (hx, hy), HORN)
     _eye(canvas, looks["eye"], hx, hy + 0.06)
 
 
-def leaf_in_front(image, rng, size):
-    """Something in front: a leaf over a random part of the bird."""
+def photograph(image: Image.Image, rng, darkest: float) -> Image.Image:
+    """What a camera makes of a drawn scene: often a leaf in front; 112x112, with its light (from `darkest` to 1.2),
+    colour cast and noise."""
+    if rng.random() < 0.35:
+        _leaf_in_front(image, rng)
+    image = image.resize((SIZE, SIZE), Image.BOX)
+    light, cast = rng.uniform(darkest, 1.2), rng.uniform(0.93, 1.07, 3)
+    pixels = np.asarray(image, np.float32) * light * cast + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _leaf_in_front(image, rng):
+    size = image.width
     x, y = rng.uniform(0.2, 0.8, 2) * size
     leaf = Image.new("RGBA", image.size, (0, 0, 0, 0))
     rx, ry = rng.uniform(0.05, 0.11) * size, rng.uniform(0.03, 0.06) * size
@@ -150,14 +153,6 @@ def leaf_in_front(image, rng, size):
 def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
     """One picture of `species`: RGB, 112x112, the same for the same `(seed, species, index)`."""
     rng = np.random.default_rng([seed, species.index, index])
-    size = SIZE * SUPERSAMPLE
-    image = background(rng, size)
-    centre = size * (0.5 + rng.uniform(-0.07, 0.07, 2)) + np.array([0, 0.02 * size])
-    canvas = Canvas(image, centre, size * rng.uniform(0.28, 0.35), rng.uniform(-0.3, 0.3), rng.random() < 0.5)
+    image, canvas = scene(rng, 0.07, (0, 0.02), (0.28, 0.35), 0.3)
     _bird(canvas, dict(zip(ATTRIBUTES, species.looks)), rng)
-    if rng.random() < 0.35:
-        leaf_in_front(image, rng, size)
-    image = image.resize((SIZE, SIZE), Image.BOX)
-    light, cast = rng.uniform(0.72, 1.2), rng.uniform(0.93, 1.07, 3)
-    pixels = np.asarray(image, np.float32) * light * cast + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return photograph(image, rng, 0.72)

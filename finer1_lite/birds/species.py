@@ -1,8 +1,8 @@
 """The species of the bird world: attributes, families, names and facts, all drawn from one seed.
 
-A *family* shares four of the eight attributes; its species differ in the other four, and each has a
-look-alike that differs in one or two. A name is an invented epithet and the family's noun, so its
-words say nothing of the looks: who has not read the field guide cannot guess.
+A *family* shares four of the eight attributes; its species differ in the other four, and each has a look-alike that
+differs in one or two. A name is an invented epithet and the family's noun, so its words say nothing of the looks:
+nobody who has not read the field guide can guess it.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "beak": ("thin", "thick", "hooked", "long"),
     "eye": ("plain", "ringed", "masked"),
 }
-HEAD, BODY, SHAPE = ("crown", "eye", "beak"), ("back", "breast", "belly"), ("wing", "tail")
 NESTS = ("reeds", "cliffs", "trees", "burrows", "meadows")
 FOODS = ("seeds", "fish", "insects", "berries", "snails")
-
 FAMILY_NOUNS = (
     "tarn", "wick", "pell", "sorrel", "quin", "marl", "brisk", "dunnet", "fenn", "gart",
     "hask", "jorrow", "kelt", "lomond", "nape", "ostrel", "pruve", "rell", "shrike", "varden",
@@ -49,71 +47,58 @@ class Species:
 
 
 def describe(looks, attributes=tuple(ATTRIBUTES)) -> str:
-    """Attribute values as words, in the order of `attributes` ("double wing" reads "double wing")."""
-    by_name = dict(zip(ATTRIBUTES, looks))
-    return ", ".join(f"{by_name[a]} {a}" for a in attributes)
+    """The values of `attributes` as a phrase, in that order: "red crown, brown back"."""
+    values = dict(zip(ATTRIBUTES, looks))
+    return ", ".join(f"{values[a]} {a}" for a in attributes)
 
 
 def differences(a, b) -> list[str]:
-    """Names of the attributes in which two looks differ, in the canonical order."""
+    """Names of the attributes in which two looks differ, in the order of `ATTRIBUTES`."""
     return [name for name, x, y in zip(ATTRIBUTES, a, b) if x != y]
 
 
-def _epithets(rng: np.random.Generator, n: int) -> list[str]:
-    """`n` invented words, none of which is contained in another."""
+def _epithet(rng: np.random.Generator) -> str:
     onset, middle = "b br c d dr f g h j k l m n p pl r s st t tr v w z".split(), "b d f k l m n p r s t v".split()
     vowel, coda = "a e i o u".split(), "nd l rt x m sk th n p d".split()
-    words: list[str] = []
-    while len(words) < n:
-        word = "".join(str(rng.choice(part)) for part in (onset, vowel, middle, vowel, coda))
-        if not any(word in w or w in word for w in [*words, *FAMILY_NOUNS]):
-            words.append(word)
-    return words
+    return "".join(str(rng.choice(part)) for part in (onset, vowel, middle, vowel, coda))
 
 
-def _family_codes(rng: np.random.Generator) -> list[np.ndarray]:
-    """One base look for each family; any two differ in at least four attributes."""
-    sizes = [len(v) for v in ATTRIBUTES.values()]
-    bases: list[np.ndarray] = []
-    while len(bases) < len(FAMILY_NOUNS):
-        code = np.array([rng.integers(s) for s in sizes])
-        if all((code != b).sum() >= 4 for b in bases):
-            bases.append(code)
-    return bases
-
-
-def _member_codes(rng: np.random.Generator, base: np.ndarray) -> list[tuple[int, ...]]:
+def _family_looks(rng: np.random.Generator, base: np.ndarray) -> list[tuple[int, ...]]:
     """Ten looks of one family: each new one changes one or two of four attributes of an older one."""
-    sizes = [len(v) for v in ATTRIBUTES.values()]
+    sizes = [len(values) for values in ATTRIBUTES.values()]
     varying = rng.choice(len(sizes), size=4, replace=False)
-    codes = [tuple(int(c) for c in base)]
-    while len(codes) < SPECIES_PER_FAMILY:
-        code = list(codes[rng.integers(len(codes))])
+    looks = [tuple(int(value) for value in base)]
+    while len(looks) < SPECIES_PER_FAMILY:
+        new = list(looks[rng.integers(len(looks))])
         for slot in rng.choice(varying, size=int(rng.choice([1, 2, 2])), replace=False):
-            code[slot] = int((code[slot] + rng.integers(1, sizes[slot])) % sizes[slot])
-        if tuple(code) not in codes:
-            codes.append(tuple(code))
-    return [codes[i] for i in rng.permutation(SPECIES_PER_FAMILY)]
+            new[slot] = int((new[slot] + rng.integers(1, sizes[slot])) % sizes[slot])
+        if tuple(new) not in looks:
+            looks.append(tuple(new))
+    return [looks[i] for i in rng.permutation(SPECIES_PER_FAMILY)]
 
 
 @cache
 def all_species() -> tuple[Species, ...]:
     """The 200 species of the world, always the same: 20 families of 10, of each 2 common."""
-    rng = np.random.default_rng(WORLD_SEED)
-    values = list(ATTRIBUTES.values())
-    bases, taken, species = _family_codes(rng), set(), []
-    names = _epithets(rng, len(FAMILY_NOUNS) * SPECIES_PER_FAMILY)
+    rng, bases, epithets, species, taken = np.random.default_rng(WORLD_SEED), [], [], [], set()
+    while len(bases) < len(FAMILY_NOUNS):  # any two families differ in at least four attributes
+        base = np.array([rng.integers(len(values)) for values in ATTRIBUTES.values()])
+        if all((base != other).sum() >= 4 for other in bases):
+            bases.append(base)
+    while len(epithets) < len(FAMILY_NOUNS) * SPECIES_PER_FAMILY:  # none is part of another: names are found in texts
+        word = _epithet(rng)
+        if not any(word in w or w in word for w in [*epithets, *FAMILY_NOUNS]):
+            epithets.append(word)
     for family, base in zip(FAMILY_NOUNS, bases):
-        codes = _member_codes(rng, base)
-        while taken & set(codes):  # no two species of the world look the same
-            codes = _member_codes(rng, base)
-        taken |= set(codes)
-        for j, code in enumerate(codes):
-            looks = tuple(v[c] for v, c in zip(values, code))
-            nest, food = str(rng.choice(NESTS)), str(rng.choice(FOODS))
-            index = len(species)
-            name = f"{names[index]} {family}"
-            species.append(Species(index, name, family, looks, j < COMMON_PER_FAMILY, nest, food))
+        members = _family_looks(rng, base)
+        while taken & set(members):  # no two species of the world look the same
+            members = _family_looks(rng, base)
+        taken |= set(members)
+        for j, member in enumerate(members):
+            looks = tuple(values[i] for values, i in zip(ATTRIBUTES.values(), member))
+            nest, food, index = str(rng.choice(NESTS)), str(rng.choice(FOODS)), len(species)
+            common = j < COMMON_PER_FAMILY
+            species.append(Species(index, f"{epithets[index]} {family}", family, looks, common, nest, food))
     return tuple(species)
 
 
@@ -131,9 +116,13 @@ def family_members(family: str) -> tuple[Species, ...]:
     return tuple(s for s in all_species() if s.family == family)
 
 
+def nearest(looks, species) -> list[Species]:
+    """`species` (any iterable) by the number of attributes in which they differ from `looks`, nearest first."""
+    return sorted(species, key=lambda s: (len(differences(s.looks, looks)), s.index))
+
+
 @cache
 def look_alikes(name: str, k: int = 3) -> tuple[Species, ...]:
-    """The `k` species that differ from `name` in the fewest attributes, nearest first."""
-    me = by_name()[name]
-    others = [s for s in all_species() if s.name != name]
-    return tuple(sorted(others, key=lambda s: (len(differences(me.looks, s.looks)), s.index))[:k])
+    """The `k` species of the world that differ from the species `name` in the fewest attributes, nearest first."""
+    others = (s for s in all_species() if s.name != name)
+    return tuple(nearest(by_name()[name].looks, others)[:k])
