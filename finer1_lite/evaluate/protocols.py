@@ -120,65 +120,58 @@ def answered_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarr
     return relative_similarity([extract_answer(t) or "" for t in texts], labels, domain, encode)
 
 
-# ---- side by side: protocol -> rule -> (text, label, domain) -> right or wrong, and why there is such a rule
+# ---- side by side: protocol -> rule -> how it scores, and why there is such a rule
 
-_CLOSED = {
-    "contained": lambda text, label, _: _lower(label) in _lower(answer_span(text)),
-    "or text": lambda text, label, _: _lower(label) in _lower(answer_span(text) or text),
-    "strict": lambda text, label, _: strict_accuracy(text, label),
-}
+
+def _contained(text: str, label: str, domain: str) -> bool:
+    return _lower(label) in _lower(answer_span(text))
+
+
+def _contained_or_text(text: str, label: str, domain: str) -> bool:
+    return _lower(label) in _lower(answer_span(text) or text)
+
+
+def _is_label(text: str, label: str, domain: str) -> float:
+    return strict_accuracy(text, label)
+
+
+def _key_or_text(text: str, label: str, domain: str) -> bool:
+    return inclusion_key(label, domain) in (answer_span(text) or text).lower()
+
+
+def _key(text: str, label: str, domain: str) -> bool:
+    return inclusion_key(label, domain) in answer_span(text).lower()
+
+
+def _whole_label(text: str, label: str, domain: str) -> bool:
+    return normalise(label) in normalise(extract_answer(text) or "")
+
+
+FALL_BACK = "Without an <answer> the whole text counts, as released for the open world: a chain names every option."
 RULES: dict[str, dict[str, tuple[Callable, str]]] = {
     "open, inclusion": {
-        "as released": (
-            lambda text, label, domain: inclusion_key(label, domain) in (answer_span(text) or text).lower(),
-            "The label (of a car without its last two words) is in the answer, or, where there is no <answer>, anywhere "
-            "in the text: a broken-off chain that lists the label among its candidates is right.",
-        ),
-        "answer only": (
-            lambda text, label, domain: inclusion_key(label, domain) in answer_span(text).lower(),
-            "No <answer>, no point.",
-        ),
-        "corrected": (
-            lambda text, label, _: normalise(label) in normalise(extract_answer(text) or ""),
-            "And the whole label: cars that differ in body or year alone count as different.",
-        ),
-        "strict": (
-            _CLOSED["strict"],
-            "And nothing but the label: several names, or a longer name around it, are wrong.",
-        ),
+        "as released": (_key_or_text, "The label (of a car without its last two words) is in the answer, or, without an "
+                        "<answer>, anywhere in the text: a broken-off chain that lists it as a candidate is right."),
+        "answer only": (_key, "No <answer>, no point."),
+        "corrected": (_whole_label, "And the whole label: cars that differ in body or year alone count as different."),
+        "strict": (_is_label, "And nothing but the label: several names, or a longer name around it, are wrong."),
     },
     "open, similarity": {  # these score all texts at once, with an encoder
-        "as released": (
-            released_similarity,
-            "Nearness in meaning to the label, of the answer or else of the whole text, relative to the "
-            'super-category\'s word ("object" for dogs and pets).',
-        ),
+        "as released": (released_similarity, "Nearness in meaning to the label, of the answer or else of the text, "
+                        "relative to the super-category's word (\"object\" for dogs and pets)."),
         "corrected": (answered_similarity, "No <answer>, no point; every domain has its own word."),
     },
     "closed, official order": {
-        "as released": (
-            _CLOSED["contained"],
-            "The right option is listed first; the answer contains it. No <answer>, no point.",
-        ),
-        "with fall-back": (
-            _CLOSED["or text"],
-            "Without an <answer> the whole text counts, as the released code has it open-world: a chain names every "
-            "option, so it is right.",
-        ),
-        "strict": (
-            _CLOSED["strict"],
-            "The answer is the option: naming several, or one whose name holds the right one's, is wrong.",
-        ),
+        "as released": (_contained, "The right option is listed first; the answer contains it. No <answer>, no point."),
+        "with fall-back": (_contained_or_text, FALL_BACK),
+        "strict": (_is_label, "The answer is the option: several, or one whose name holds the right one's, are wrong."),
     },
     "closed, shuffled": {
-        "contained": (
-            _CLOSED["contained"],
-            'As released, in an order drawn for each question: "the first one" is right one time in four.',
-        ),
-        "with fall-back": (_CLOSED["or text"], "The same with the fall-back."),
-        "corrected": (_CLOSED["strict"], "Shuffled, and the answer is the option."),
+        "contained": (_contained, "As released, in an order drawn anew: \"the first one\" is right one time in four."),
+        "with fall-back": (_contained_or_text, FALL_BACK),
+        "corrected": (_is_label, "Shuffled, and the answer is the option."),
     },
-}
+}  # fmt: skip
 
 
 def scores(
