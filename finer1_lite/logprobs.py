@@ -1,7 +1,4 @@
-"""From a model's logits or hidden states to the log-probs of given tokens. Imports torch alone.
-
-Letters: B rollouts (rows), C completion tokens, N tokens of any rows, H width of the hidden states, V vocabulary.
-"""
+"""From logits or hidden states to the log-probs of given tokens (B rows, C tokens, V vocabulary); torch alone."""
 
 import torch
 from torch import Tensor
@@ -18,9 +15,6 @@ def completion_mask(completion_ids: Tensor, eos_id: int) -> Tensor:
 
     The pad id is not looked at, so the EOS counts also where pad = EOS; a mask made from ``ids != pad`` would
     drop it there, and stopping would never be trained.
-
-    >>> completion_mask(torch.tensor([[5, 2, 2], [5, 6, 7]]), eos_id=2).tolist()
-    [[1, 1, 0], [1, 1, 1]]
     """
     is_eos = (completion_ids == eos_id).long()
     return ((is_eos.cumsum(dim=1) - is_eos) == 0).long()
@@ -45,11 +39,9 @@ def chunked_logps(
     `selective_log_softmax(hidden @ weight.T / temperature, ids)`, but chunk_size rows at a time and under
     checkpointing: the backward pass makes the logits of a chunk again.
     """
-    if hidden.shape[0] != ids.shape[0]:
-        raise ValueError(f"hidden has {hidden.shape[0]} rows, ids {ids.shape[0]}: not the same tokens")
 
     def one_chunk(rows: Tensor, weight: Tensor, row_ids: Tensor) -> Tensor:
         return selective_log_softmax(fp32(rows @ weight.T) / temperature, row_ids)
 
-    chunks = zip(hidden.split(chunk_size), ids.split(chunk_size))
+    chunks = zip(hidden.split(chunk_size), ids.split(chunk_size), strict=True)
     return torch.cat([checkpoint(one_chunk, rows, weight, row_ids, use_reentrant=False) for rows, row_ids in chunks])

@@ -131,16 +131,11 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
 
     0 up to max_length - buffer, a straight line down to -1 at max_length, -1 beyond.
     """
-    if not 0 < buffer <= max_length:
-        raise ValueError(f"buffer is {buffer}; it must lie in 1 .. max_length ({max_length})")
     return ((max_length - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
 def entropy_terms(per_token_logps: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
-    """H per token: sampled, -log p of the drawn tokens (B, C) -> (B, C), or exact, of logits (..., V) -> (...).
-
-    The loss takes the sampled one, whose mean over tokens drawn from p is the exact one.
-    """
+    """H per token: the sampled -log p of drawn tokens (B, C), which the loss takes, or exact, of logits (..., V)."""
     if logits is None:
         return -fp32(per_token_logps)
     logits = fp32(logits)
