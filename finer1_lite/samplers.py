@@ -236,9 +236,8 @@ def fill_batch(
 ) -> Filled:  # fmt: skip
     """Dynamic sampling (DAPO): draw groups, keep the useful ones, go on until batch_size are kept.
 
-    draw(n): n new items, n = how many are missing. keep(items): a truth value for each, for instance
-    `keep_groups(...).tolist()`. After max_rounds it warns (RuntimeWarning) and returns what it has; the
-    released code raises there.
+    draw(n): n new items. keep(items): a truth value for each, for instance `keep_groups(...).tolist()`. After
+    max_rounds it warns (RuntimeWarning) and returns what it has; the released code raises there.
     """
     kept, drawn, rounds = [], 0, 0
     while len(kept) < batch_size and rounds < max_rounds:
@@ -247,7 +246,8 @@ def fill_batch(
         drawn, rounds = drawn + len(items), rounds + 1
     if len(kept) < batch_size:
         warnings.warn(
-            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were asked for; the "
-            "data is too easy or too hard. Change it, or take larger groups or more rounds", RuntimeWarning, stacklevel=2,
+            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were "
+            "asked for; going on with these. The questions are too easy or too hard for the policy: "
+            "take other data, a larger group or more rounds", RuntimeWarning, stacklevel=2,
         )  # fmt: skip
     return Filled(kept, rounds, drawn)
