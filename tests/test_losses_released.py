@@ -52,7 +52,7 @@ def test_advantages(case):
 def test_policy_loss(case, dual, mode, how):
     batch, recorded = tensors(case), case[f"policy_loss[{mode},dual={dual}]"]
     arguments = (batch["per_token_logps"], batch["old_per_token_logps"], batch["advantages"])
-    settings = {"epsilon_low": 0.2, "epsilon_high": 0.28, "dual_clip": float(dual), "log_ratio_clamp": 20.0}
+    settings = {"epsilon_low": 0.2, "epsilon_high": 0.28, "dual_clip": float(dual)}
     terms = L.policy_loss_terms(*arguments, **settings)
     check(L.aggregate(terms, batch["completion_mask"], how), batch, recorded)
     flags = L.clip_indicators(*arguments, **settings)
@@ -61,14 +61,10 @@ def test_policy_loss(case, dual, mode, how):
 
 
 @by_seed
-@pytest.mark.parametrize("form, theirs", [
-    ("released", "low_var_kl"), ("kl", "kl"), ("abs", "abs"), ("mse", "mse"),
-])
-def test_inter_class_kl(case, form, theirs):
+def test_inter_class_kl(case):
     batch = tensors(case)
-    branches = (batch["per_token_logps"], batch["negative_per_token_logps"])
-    kl = L.inter_class_kl(*branches, form, negative_grad=False)
-    check(L.aggregate(kl, batch["completion_mask"], "micro_batch"), batch, case[f"inter_kl[{theirs}]"])
+    kl = L.inter_class_kl(batch["per_token_logps"], batch["negative_per_token_logps"], "released", negative_grad=False)
+    check(L.aggregate(kl, batch["completion_mask"], "micro_batch"), batch, case["inter_kl[low_var_kl]"])
 
 
 @by_seed

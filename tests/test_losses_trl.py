@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finer1_lite import logprobs as P
 from finer1_lite import losses as L
 
 trl = pytest.importorskip("trl")
@@ -159,7 +160,7 @@ def test_end_to_end_through_a_model(trainer, loss_type):
     def ours():
         hidden = model.model(input_ids=ids, attention_mask=seen).last_hidden_state[:, 2:-1]
         rows, ids_of_rows = hidden.flatten(0, 1), batch["completion_ids"].flatten()
-        flat = L.chunked_logps(rows, model.lm_head.weight, ids_of_rows, chunk_size=10)
+        flat = P.chunked_logps(rows, model.lm_head.weight, ids_of_rows, chunk_size=10)
         return our_loss(flat.view(ROWS, TOKENS), batch, CONFIGS[loss_type])[0]
 
     values, gradients = [], []
