@@ -110,29 +110,6 @@ def test_the_cut_into_micro_batches_does_not_matter(batch, name, data):
 
 
 @laws
-@given(st.lists(st.integers(0, 10), min_size=6, max_size=6), st.floats(-100, 100), st.floats(0.1, 10))
-def test_a_constant_added_to_all_rewards_changes_nothing(rewards, constant, factor):
-    rewards = torch.tensor(rewards, dtype=F64) / 10
-    for scale in ("std", "none"):
-        same(L.group_advantages(rewards + constant, 3, scale), L.group_advantages(rewards, 3, scale), 1e-6)
-    plain = L.group_advantages(rewards, 3, "none")
-    same(L.group_advantages(rewards * factor, 3, "none"), plain * factor, 1e-9)
-    scaled = L.group_advantages(rewards * factor, 3)
-    same(scaled, L.group_advantages(rewards, 3), 1e-3)  # eps keeps them from being equal
-    assert L.group_advantages(rewards, 3).view(2, 3).sum(dim=1).abs().max() < 1e-9
-
-
-@laws
-@given(batches(), st.sampled_from(["dapo", "grpo", "dr_grpo"]), st.floats(0, 1))
-def test_a_group_of_equal_rewards_gives_no_gradient(batch, name, reward):
-    config, size = CONFIGS[name], batch["size"]
-    rows = batch["advantages"].numel()
-    advantages = L.group_advantages(torch.full((rows,), reward), size, config.advantage_scale)
-    _, gradient, _, _ = evaluate(batch, replace(config, gamma=0.0, dual_clip=3.0), advantages=advantages)
-    assert not gradient.any()
-
-
-@laws
 @given(batches())
 def test_first_step_has_zero_loss_and_a_gradient(batch):
     assume(batch["correct"].any() and not batch["correct"].all())
@@ -157,20 +134,9 @@ def test_kl_is_zero_iff_equal_and_never_negative(batch, form):
 
 
 @laws
-@given(st.integers(0, 2**31), st.floats(1e-6, 1e-2), st.sampled_from(["paper", "released"]))
-def test_kl_of_nearly_equal_branches_in_fp32(seed, gap, form):
-    """x^2 / 2 to a part in 100, where e^x - x - 1 would return rounding noise of either sign."""
-    x = gap * (2 * torch.rand(50, 1, generator=torch.Generator().manual_seed(seed)) - 1)
-    kl = L.inter_class_kl(x, torch.zeros(50, 1), form)
-    assert (kl >= -1e-13).all()
-    visible = x.abs() > 1e-5
-    torch.testing.assert_close(kl[visible], x[visible].square() / 2, rtol=2e-2, atol=0.0)
-
-
-@laws
 @given(st.integers(0, 2**31), st.sampled_from([1.0, 1e2, 1e4]), configs,
     st.sampled_from([torch.float32, F64]))
-def test_clamps_bound_every_term_for_any_logits(seed, scale, config, dtype):
+def test_clamps_bound_every_term(seed, scale, config, dtype):
     g = torch.Generator().manual_seed(seed)
     logits = scale * (2 * torch.rand(3, 6, 4, 5, generator=g, dtype=dtype) - 1)
     ids = torch.randint(0, 5, (6, 4), generator=g)
@@ -188,24 +154,3 @@ def test_clamps_bound_every_term_for_any_logits(seed, scale, config, dtype):
     assert L.inter_class_kl(now, negative, "paper").abs().max() <= ceiling
     assert L.inter_class_kl(now, negative, "released").abs().max() <= 10
     assert L.inter_class_kl(now, negative, "paper", cap=0.5).abs().max() <= 0.5
-
-
-@laws
-@given(batches(), configs)
-def test_clipped_tokens_have_no_gradient_and_the_others_have_all_of_it(batch, config):
-    arguments = (batch["per_token_logps"], batch["old_per_token_logps"], batch["advantages"])
-    clip = (config.epsilon_low, config.epsilon_high, config.dual_clip)
-    (gradient,) = torch.autograd.grad(L.policy_loss_terms(*arguments, *clip).sum(), arguments[0])
-    clipped = sum(L.clip_indicators(*arguments, *clip).values()) > 0
-    ratio = (arguments[0] - arguments[1]).exp().detach()
-    same(gradient, torch.where(clipped, 0.0, -ratio * arguments[2].unsqueeze(1)))
-
-
-@laws
-@given(st.lists(st.booleans(), min_size=4, max_size=4), st.lists(st.booleans(), min_size=4, max_size=4))
-def test_kept_groups_are_those_with_advantages(first, second):
-    accuracies = torch.tensor([first, second], dtype=F64).flatten()
-    has_signal = (L.group_advantages(accuracies, 4).view(2, 4).abs() > 1e-9).any(dim=1)
-    assert torch.equal(L.keep_groups(accuracies, 4), has_signal)
-    released = L.keep_groups(accuracies, 4, rule="released")
-    assert torch.equal(released, has_signal if has_signal.any() else torch.ones(2, dtype=torch.bool))

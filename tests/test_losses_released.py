@@ -63,12 +63,13 @@ def test_policy_loss(case, dual, mode, how):
 @by_seed
 def test_inter_class_kl(case):
     batch = tensors(case)
-    kl = L.inter_class_kl(batch["per_token_logps"], batch["negative_per_token_logps"], "released", negative_grad=False)
+    branches = (batch["per_token_logps"], batch["negative_per_token_logps"])
+    kl = L.inter_class_kl(*branches, "released", negative_grad=False)
     check(L.aggregate(kl, batch["completion_mask"], "micro_batch"), batch, case["inter_kl[low_var_kl]"])
 
 
 @by_seed
-def test_whole_loss_of_the_released_preset(case):
+def test_whole_loss(case):
     batch = tensors(case)
     loss, metrics = L.tapo_loss(**batch, config=L.RELEASED)
     check(loss, batch, case["tapo_loss[released]"])
@@ -78,19 +79,7 @@ def test_whole_loss_of_the_released_preset(case):
         case["policy_loss[token,dual=3]"]["clipfrac_higher"], abs=1e-6)
 
 
-@by_seed
-def test_the_paper_differs_from_the_released_code(case):
-    """The oracle can tell the two apart, so agreement with it means something."""
-    batch = tensors(case)
-    gap = L.tapo_loss(**batch, config=L.TAPO)[0].item() - case["tapo_loss[released]"]["value"]
-    assert abs(gap) > 1e-5
-
-
 @pytest.mark.parametrize("row", FIXTURE["rewards"], ids=lambda row: row["completion"][:40].replace("\n", " "))
 def test_rewards(row):
     scores = R.released_reward(row["completion"], row["ground_truth"])
     assert scores == {name: pytest.approx(row[name], abs=1e-12) for name in ("overall", "format", "accuracy")}
-
-
-def test_the_fixture_is_complete():
-    assert (len(CASES), len(FIXTURE["rewards"])) == (4, 12)
