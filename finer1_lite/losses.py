@@ -86,11 +86,7 @@ RELEASED = LossConfig(
 )  # fmt: skip
 DAPO = LossConfig(gamma=0.0, eta1=0.0, eta2=0.0)
 GRPO = replace(DAPO, epsilon_high=0.2, aggregation="sequence", filter_rule="none")
-DR_GRPO = replace(GRPO, aggregation="constant", advantage_scale="none")  # set constant_length too
-
-
-def _keep(x: Tensor, mask: Tensor) -> Tensor:  # a product would turn a masked -inf into NaN, and its gradient too
-    return torch.where(mask.bool(), x, torch.zeros((), dtype=x.dtype, device=x.device))
+DR_GRPO = replace(GRPO, aggregation="constant", advantage_scale="none")  # set constant_length: the longest
 
 
 def group_advantages(rewards: Tensor, num_generations: int, scale: str = "std") -> Tensor:
@@ -131,6 +127,8 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
 
     0 up to max_length - buffer, a straight line down to -1 at max_length, -1 beyond.
     """
+    if not 0 < buffer <= max_length:
+        raise ValueError(f"buffer is {buffer}; it must lie in 1 .. max_length ({max_length})")
     return ((max_length - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
@@ -242,7 +240,8 @@ def aggregate(
     _check(aggregation=how)
     if num_items is None:
         num_items = 1 if how == "micro_batch" else count_items(mask, how)
-    kept, num_items = _keep(fp32(per_token), mask), max(num_items, 1)
+    kept = fp32(per_token).masked_fill(mask == 0, 0.0)  # a product would turn a masked -inf into NaN, in gradients too
+    num_items = max(num_items, 1)
     if how == "token":
         return kept.sum() / num_items
     if how == "micro_batch":
@@ -267,8 +266,7 @@ def tapo_loss(
     _high, _dual. On the first update policy_loss is about 0 (ratio 1, advantages sum to 0), its gradient is not.
     """
     c, sign = config, 1 if config.entropy_sign == "entropy" else -1
-    logps = _keep(fp32(per_token_logps), completion_mask)
-    old = logps if old_per_token_logps is None else _keep(fp32(old_per_token_logps), completion_mask)
+    logps, old = per_token_logps, per_token_logps if old_per_token_logps is None else old_per_token_logps
     arguments = (logps, old.detach(), advantages, c.epsilon_low, c.epsilon_high, c.dual_clip)
     total = policy_loss_terms(*arguments)
     parts = {"policy_loss": total, "ratio": _log_ratio(*arguments[:2]).exp()}
@@ -278,8 +276,7 @@ def tapo_loss(
     if c.gamma or c.eta2:
         if negative_per_token_logps is None:
             raise ValueError("gamma or eta2 is not 0: give negative_per_token_logps, or use the DAPO preset")
-        negative = _keep(fp32(negative_per_token_logps), completion_mask)
-        negative = negative if c.negative_grad else negative.detach()
+        negative = negative_per_token_logps if c.negative_grad else negative_per_token_logps.detach()
         weight = {"correct": correct, "wrong_weight": c.wrong_weight}
         parts["inter_kl"] = inter_class_kl(logps, negative, c.kl_form, cap=c.kl_cap, **weight)
         parts["negative_entropy"] = sign * entropy_terms(negative)
