@@ -86,7 +86,7 @@ RELEASED = LossConfig(
 )  # fmt: skip
 DAPO = LossConfig(gamma=0.0, eta1=0.0, eta2=0.0)
 GRPO = replace(DAPO, epsilon_high=0.2, aggregation="sequence", filter_rule="none")
-DR_GRPO = replace(GRPO, aggregation="constant", advantage_scale="none")  # set constant_length: the longest
+DR_GRPO = replace(GRPO, aggregation="constant", advantage_scale="none")  # set constant_length, the longest completion
 
 
 def group_advantages(rewards: Tensor, num_generations: int, scale: str = "std") -> Tensor:
@@ -240,7 +240,7 @@ def aggregate(
     _check(aggregation=how)
     if num_items is None:
         num_items = 1 if how == "micro_batch" else count_items(mask, how)
-    kept = fp32(per_token).masked_fill(mask == 0, 0.0)  # a product would turn a masked -inf into NaN, in gradients too
+    kept = fp32(per_token).masked_fill(mask == 0, 0.0)  # a product would let a masked -inf or NaN through
     num_items = max(num_items, 1)
     if how == "token":
         return kept.sum() / num_items
