@@ -19,11 +19,7 @@ PHRASINGS = (
 
 
 def questions_for(noun: str, kind: str = "species") -> tuple[str, ...]:
-    """Ten phrasings for a domain, as many as the released sets have; `kind` is what its classes are called.
-
-    >>> questions_for("car", "model")[0]
-    'What model is the car in this image?'
-    """
+    """Ten phrasings for a domain, as many as the released sets have; `kind` is what its classes are called."""
     return tuple(text.format(noun=noun, kind=kind) for text in PHRASINGS)
 
 

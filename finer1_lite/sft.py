@@ -31,7 +31,7 @@ from .loop import (
     stopped,
     uninterrupted,
 )  # fmt: skip
-from .losses import chunked_logps
+from .logprobs import chunked_logps
 from .policy.batching import cut, halved_until_it_fits
 from .policy.inputs import IGNORE, Seen, training_batch
 from .policy.load import Policy

@@ -14,7 +14,7 @@ from benchmarks.measure import Meter, PeakMemory, Stopwatch, together
 from benchmarks.setting import OurSide, Step, TheirSide, fixed_length, their_rows
 from torch.utils.flop_counter import FlopCounterMode
 
-from finer1_lite.losses import selective_log_softmax
+from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy.inputs import prompt_ids
 from finer1_lite.policy.load import load_policy
 from finer1_lite.policy.rollout import forbidden_ids

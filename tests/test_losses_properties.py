@@ -9,6 +9,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from finer1_lite import logprobs as P
 from finer1_lite import losses as L
 
 F64 = torch.float64
@@ -17,7 +18,6 @@ CONFIGS = {
     "tapo": STRONG, "released": replace(L.RELEASED, gamma=0.3), "dapo": L.DAPO, "grpo": L.GRPO,
     "dr_grpo": replace(L.DR_GRPO, constant_length=32), "correct only": replace(STRONG, wrong_weight=0.0),
     "sequence": replace(STRONG, aggregation="sequence"), "k3": replace(STRONG, kl_form="released"),
-    "mse": replace(STRONG, kl_form="mse"),  # has no clamp that could hide a masked inf
 }
 CUT_FREE = [name for name, config in CONFIGS.items() if config.aggregation != "micro_batch"]
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -60,24 +60,6 @@ def same_metrics(a, b, tolerance=1e-10):
     assert all(a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance) for name in a)
 
 
-@laws
-@given(batches(), configs, st.integers(1, 5), st.sampled_from([0.0, -1e4, float("-inf"), float("nan")]))
-def test_padding_changes_nothing(batch, config, extra, filler):
-    def pad(x, value):
-        return torch.cat([x, torch.full((x.shape[0], extra), value, dtype=x.dtype)], dim=1)
-
-    names = ("per_token_logps", "old_per_token_logps", "negative_per_token_logps")
-    padded = {name: pad(batch[name].detach(), filler).requires_grad_() for name in names}
-    short = evaluate(batch, config)
-    long = evaluate(batch, config, **padded, completion_mask=pad(batch["completion_mask"], 0))
-    tokens = batch["completion_mask"].shape[1]
-    same(long[0], short[0])
-    for a, b in zip(long[1:3], short[1:3]):
-        same(a[:, :tokens], b)
-        assert (a[:, tokens:] == 0).all()
-    same_metrics(long[3], short[3])
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(laws, max_examples=10)
 @given(batches(), st.sampled_from([float("-inf"), float("inf"), float("nan"), 1e30]))
@@ -107,14 +89,6 @@ def test_order_of_rollouts_in_a_group_does_not_matter(batch, config, random):
 
 
 @laws
-@given(batches(), st.permutations(range(5)), st.sampled_from(["std", "none"]))
-def test_advantages_move_with_their_rollouts(batch, order, scale):
-    rewards = torch.rand(10, generator=torch.Generator().manual_seed(batch["size"]), dtype=F64)
-    both = [*order, *(5 + i for i in order)]
-    same(L.group_advantages(rewards[both], 5, scale), L.group_advantages(rewards, 5, scale)[both])
-
-
-@laws
 @given(batches(), st.sampled_from(CUT_FREE), st.data())
 def test_the_cut_into_micro_batches_does_not_matter(batch, name, data):
     config = CONFIGS[name]
@@ -136,29 +110,6 @@ def test_the_cut_into_micro_batches_does_not_matter(batch, name, data):
 
 
 @laws
-@given(st.lists(st.integers(0, 10), min_size=6, max_size=6), st.floats(-100, 100), st.floats(0.1, 10))
-def test_a_constant_added_to_all_rewards_changes_nothing(rewards, constant, factor):
-    rewards = torch.tensor(rewards, dtype=F64) / 10
-    for scale in ("std", "none"):
-        same(L.group_advantages(rewards + constant, 3, scale), L.group_advantages(rewards, 3, scale), 1e-6)
-    plain = L.group_advantages(rewards, 3, "none")
-    same(L.group_advantages(rewards * factor, 3, "none"), plain * factor, 1e-9)
-    scaled = L.group_advantages(rewards * factor, 3)
-    same(scaled, L.group_advantages(rewards, 3), 1e-3)  # eps keeps them from being equal
-    assert L.group_advantages(rewards, 3).view(2, 3).sum(dim=1).abs().max() < 1e-9
-
-
-@laws
-@given(batches(), st.sampled_from(["dapo", "grpo", "dr_grpo"]), st.floats(0, 1))
-def test_a_group_of_equal_rewards_gives_no_gradient(batch, name, reward):
-    config, size = CONFIGS[name], batch["size"]
-    rows = batch["advantages"].numel()
-    advantages = L.group_advantages(torch.full((rows,), reward), size, config.advantage_scale)
-    _, gradient, _, _ = evaluate(batch, replace(config, gamma=0.0, dual_clip=3.0), advantages=advantages)
-    assert not gradient.any()
-
-
-@laws
 @given(batches())
 def test_first_step_has_zero_loss_and_a_gradient(batch):
     assume(batch["correct"].any() and not batch["correct"].all())
@@ -173,7 +124,7 @@ def test_first_step_has_zero_loss_and_a_gradient(batch):
 
 
 @laws
-@given(batches(), st.sampled_from(["paper", "released", "abs", "mse"]))
+@given(batches(), st.sampled_from(["paper", "released"]))
 def test_kl_is_zero_iff_equal_and_never_negative(batch, form):
     logps, negative = batch["per_token_logps"], batch["negative_per_token_logps"]
     kl = L.inter_class_kl(logps, negative, form)
@@ -183,24 +134,13 @@ def test_kl_is_zero_iff_equal_and_never_negative(batch, form):
 
 
 @laws
-@given(st.integers(0, 2**31), st.floats(1e-6, 1e-2), st.sampled_from(["paper", "released"]))
-def test_kl_of_nearly_equal_branches_in_fp32(seed, gap, form):
-    """x^2 / 2 to a part in 100, where e^x - x - 1 would return rounding noise of either sign."""
-    x = gap * (2 * torch.rand(50, 1, generator=torch.Generator().manual_seed(seed)) - 1)
-    kl = L.inter_class_kl(x, torch.zeros(50, 1), form)
-    assert (kl >= -1e-13).all()
-    visible = x.abs() > 1e-5
-    torch.testing.assert_close(kl[visible], x[visible].square() / 2, rtol=2e-2, atol=0.0)
-
-
-@laws
 @given(st.integers(0, 2**31), st.sampled_from([1.0, 1e2, 1e4]), configs,
     st.sampled_from([torch.float32, F64]))
-def test_clamps_bound_every_term_for_any_logits(seed, scale, config, dtype):
+def test_clamps_bound_every_term(seed, scale, config, dtype):
     g = torch.Generator().manual_seed(seed)
     logits = scale * (2 * torch.rand(3, 6, 4, 5, generator=g, dtype=dtype) - 1)
     ids = torch.randint(0, 5, (6, 4), generator=g)
-    now, old, negative = (L.selective_log_softmax(x, ids).requires_grad_() for x in logits)
+    now, old, negative = (P.selective_log_softmax(x, ids).requires_grad_() for x in logits)
     advantages = torch.tensor([2.0, -2.0] * 3, dtype=dtype)
     batch = {"per_token_logps": now, "old_per_token_logps": old, "negative_per_token_logps": negative,
              "advantages": advantages, "completion_mask": torch.ones(6, 4), "correct": advantages > 0}
@@ -208,79 +148,9 @@ def test_clamps_bound_every_term_for_any_logits(seed, scale, config, dtype):
     assert torch.isfinite(loss) and all(torch.isfinite(x).all() for x in gradients)
     assert all(abs(value) < float("inf") for value in metrics.values())
     ceiling = torch.e**20 * 1.001
-    policy = L.policy_loss_terms(now, old, advantages, log_ratio_clamp=config.log_ratio_clamp)
-    assert policy.abs().max() <= 2 * ceiling
-    dual = L.policy_loss_terms(now, old, advantages, dual_clip=3.0, log_ratio_clamp=config.log_ratio_clamp)
+    assert L.policy_loss_terms(now, old, advantages).abs().max() <= 2 * ceiling
+    dual = L.policy_loss_terms(now, old, advantages, dual_clip=3.0)
     assert dual.max() <= 6 and dual.min() >= -2 * 1.28001
     assert L.inter_class_kl(now, negative, "paper").abs().max() <= ceiling
     assert L.inter_class_kl(now, negative, "released").abs().max() <= 10
     assert L.inter_class_kl(now, negative, "paper", cap=0.5).abs().max() <= 0.5
-
-
-@laws
-@given(batches(), configs)
-def test_clipped_tokens_have_no_gradient_and_the_others_have_all_of_it(batch, config):
-    arguments = (batch["per_token_logps"], batch["old_per_token_logps"], batch["advantages"])
-    clip = (config.epsilon_low, config.epsilon_high, config.dual_clip)
-    (gradient,) = torch.autograd.grad(L.policy_loss_terms(*arguments, *clip).sum(), arguments[0])
-    clipped = sum(L.clip_indicators(*arguments, *clip).values()) > 0
-    ratio = (arguments[0] - arguments[1]).exp().detach()
-    same(gradient, torch.where(clipped, 0.0, -ratio * arguments[2].unsqueeze(1)))
-
-
-@laws
-@given(batches(dtype=torch.float32), configs, st.sampled_from([torch.bfloat16, torch.float16]))
-def test_half_precision_is_computed_in_fp32(batch, config, half):
-    names = ("per_token_logps", "old_per_token_logps", "negative_per_token_logps", "advantages")
-    low = {name: batch[name].detach().to(half) for name in names}
-    up = {name: value.float() for name, value in low.items()}
-    rest = {name: batch[name] for name in ("completion_mask", "correct")}
-    (a, first), (b, second) = (L.tapo_loss(**x, **rest, config=config) for x in (low, up))
-    assert a.dtype == torch.float32 and torch.equal(a, b) and first == second
-    rewards = torch.tensor([0.1, 0.9, 1.0, 0.0]).to(half)
-    assert torch.equal(L.group_advantages(rewards, 4), L.group_advantages(rewards.float(), 4))
-    logits = (30 * torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))).to(half)
-    ids = torch.tensor([[0, 1, 2], [3, 4, 5]])
-    assert torch.equal(L.selective_log_softmax(logits, ids), L.selective_log_softmax(logits.float(), ids))
-    assert torch.equal(L.entropy_terms(logits=logits), L.entropy_terms(logits=logits.float()))
-
-
-@laws
-@given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=4))
-def test_completion_mask_keeps_through_the_first_eos(ids):
-    mask = L.completion_mask(torch.tensor(ids), eos_id=0).tolist()
-    for row, kept in zip(ids, mask):
-        length = row.index(0) + 1 if 0 in row else len(row)
-        assert kept == [1] * length + [0] * (len(row) - length)
-
-
-@laws
-@given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 9), st.integers(1, 25), st.floats(0.3, 2.0))
-def test_chunks_do_not_matter(seed, rows, vocabulary, chunk, temperature):
-    g = torch.Generator().manual_seed(seed)
-    hidden, weight = (torch.randn(n, 3, generator=g, dtype=F64) for n in (rows, vocabulary))
-    ids = torch.randint(0, vocabulary, (rows,), generator=g)
-    logps, entropies = L.chunked_logps(hidden, weight, ids, chunk, temperature, entropy=True)
-    logits = hidden @ weight.T / temperature
-    same(logps, L.selective_log_softmax(logits, ids))
-    same(entropies, L.entropy_terms(logits=logits))
-    assert (logps <= 0).all() and (entropies >= -1e-12).all()
-
-
-@laws
-@given(st.lists(st.booleans(), min_size=4, max_size=4), st.lists(st.booleans(), min_size=4, max_size=4))
-def test_kept_groups_are_those_with_advantages(first, second):
-    accuracies = torch.tensor([first, second], dtype=F64).flatten()
-    has_signal = (L.group_advantages(accuracies, 4).view(2, 4).abs() > 1e-9).any(dim=1)
-    assert torch.equal(L.keep_groups(accuracies, 4), has_signal)
-    released = L.keep_groups(accuracies, 4, rule="released")
-    assert torch.equal(released, has_signal if has_signal.any() else torch.ones(2, dtype=torch.bool))
-
-
-@laws
-@given(st.integers(1, 500), st.integers(1, 500))
-def test_overlong_penalty_is_a_falling_line(max_length, buffer):
-    assume(buffer <= max_length)
-    penalty = L.overlong_penalty(torch.arange(max_length + 50), max_length, buffer)
-    assert (penalty.diff() <= 0).all() and penalty.max() == 0 and penalty.min() == -1
-    assert (penalty[: max_length - buffer + 1] == 0).all() and (penalty[max_length:] == -1).all()

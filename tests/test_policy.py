@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
-from finer1_lite.losses import selective_log_softmax
+from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy import dense as dense_module
 from finer1_lite.policy import load as load_module
 from finer1_lite.policy.dense import decoding

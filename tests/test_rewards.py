@@ -5,8 +5,7 @@ import pytest
 from finer1_lite import rewards as R
 
 LABELS = ["European Goldfinch", "American Goldfinch", "Goldfinch", "House Finch", "House Wren", "Wren"]
-FAMILY = {"European Goldfinch": "finches", "American Goldfinch": "finches", "Goldfinch": "finches",
-          "House Finch": "finches", "House Wren": "wrens", "Wren": "wrens"}
+FAMILY = {name: name.lower().split("gold")[-1].split()[-1] for name in LABELS}  # finch or wren
 
 
 def completion(answer, thought="a beak"):
@@ -27,10 +26,8 @@ def test_format(text, score):
 
 
 @pytest.mark.parametrize("text, answer", [
-    (completion(" House  Finch "), "House  Finch"), ("< answer >a</ answer>", "a"),
-    ("<answer>a\nb</answer>", "a\nb"),
-    ("<answer>a</answer><answer>b</answer>", "a"), ("<answer></answer>", ""), ("<answer>a", None),
-    ("a", None),
+    (completion(" House  Finch "), "House  Finch"), ("< answer >a</ answer>", "a"), ("<answer>a\nb</answer>", "a\nb"),
+    ("<answer>a</answer><answer>b</answer>", "a"), ("<answer></answer>", ""), ("<answer>a", None), ("a", None),
     ("<answer>black / white</answer>", "black/white"),
 ])
 def test_extract_answer(text, answer):
@@ -38,47 +35,40 @@ def test_extract_answer(text, answer):
 
 
 @pytest.mark.parametrize("answer, label, score", [
-    ("House Finch", "House Finch", 1.0), ("it is a HOUSE FINCH.", "House Finch", 1.0),
-    ("Finch", "House Finch", 0.0),
-    ("House Finch or Wren or Goldfinch", "Wren", 1.0), ("House  Finch", "House Finch", 0.0),
-    ("", "Wren", 0.0),
-    ("American Goldfinch", "Goldfinch", 1.0),
+    ("House Finch", "House Finch", 1.0), ("it is a HOUSE FINCH.", "House Finch", 1.0), ("Finch", "House Finch", 0.0),
+    ("House Finch or Wren or Goldfinch", "Wren", 1.0), ("House  Finch", "House Finch", 0.0), ("", "Wren", 0.0),
+    ("American Goldfinch", "Goldfinch", 1.0), ("Audi A4 / S4", "Audi A4 / S4", 1.0),
 ])
-def test_accuracy_is_containment(answer, label, score):
-    assert R.accuracy_reward(completion(answer), label) == score
+def test_accuracy_is_containment_in_the_answer(answer, label, score):
+    assert R.accuracy_reward(completion(answer, thought=f"a {label}"), label) == score
+    assert R.accuracy_reward(answer, label) == 0.0  # outside of the tags
 
 
-def test_accuracy_reads_the_answer_only():
-    assert R.accuracy_reward(completion("Wren", thought="a House Finch"), "House Finch") == 0.0
-    assert R.accuracy_reward("House Finch", "House Finch") == 0.0
-
-
-def test_an_empty_label_is_an_error():
-    with pytest.raises(ValueError, match="empty"):
-        R.accuracy_reward(completion("Wren"), " ")
-
-
-@pytest.mark.parametrize("text, expected", [
-    (completion("Wren"), (1.0, 1.0, 1.0)), (completion("House Finch"), (0.1, 1.0, 0.0)),
-    ("<answer>Wren</answer>", (0.9, 0.0, 1.0)), ("Wren", (0.0, 0.0, 0.0)),
+@pytest.mark.parametrize("text, released, bare", [
+    (completion("a wren"), (1.0, 1.0, 1.0), (1.0, 0.0, 1.0)), (completion("Finch"), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)),
+    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (1.0, 1.0, 1.0)), ("Wren", (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
 ])
-def test_released_reward(text, expected):
-    assert R.released_reward(text, "Wren") == dict(zip(("overall", "format", "accuracy"), expected))
+def test_released_and_bare_reward(text, released, bare):
+    for reward, expected in ((R.released_reward, released), (R.bare_reward, bare)):
+        assert reward(text, "Wren") == dict(zip(("overall", "format", "accuracy"), expected))
 
 
 @pytest.mark.parametrize("answer, label, score", [
-    ("house finch", "House Finch", 1.0), ("HOUSE-FINCH!", "House Finch", 1.0),
-    (" House\n Finch. ", "House Finch", 1.0),
+    ("HOUSE-FINCH!", "House Finch", 1.0), (" House\n Finch. ", "House Finch", 1.0),
     ("a House Finch", "House Finch", 0.0), ("American Goldfinch", "Goldfinch", 0.0), ("", "Wren", 0.0),
     ("Ｗｒｅｎ", "Wren", 1.0), ("Köhler's Wren", "kohler's wren", 0.0), ("Ko\u0308hler Wren", "Köhler Wren", 1.0),
     ("737-200", "737 200", 1.0), ("737-20", "737-200", 0.0), ("...", "???", 0.0),
 ])
 def test_strict_accuracy(answer, label, score):
     assert R.strict_accuracy(completion(answer), label) == score
+    assert R.strict_accuracy(answer, label) == 0.0
 
 
-def test_strict_accuracy_without_an_answer():
-    assert R.strict_accuracy("Wren", "Wren") == 0.0
+def test_loose_reward():
+    scores = R.loose_reward(completion("a black-footed albatross"), "Black footed Albatross")
+    assert scores == {"overall": 1.0, "format": 1.0, "accuracy": 1.0}
+    assert R.loose_reward(completion("Laysan Albatross"), "Black footed Albatross")["overall"] == pytest.approx(0.1)
+    assert R.loose_reward("no tags", "Wren") == {"overall": 0.0, "format": 0.0, "accuracy": 0.0}
 
 
 @pytest.mark.parametrize("answer, named", [
@@ -91,23 +81,12 @@ def test_names_in(answer, named):
     assert R.names_in(answer, LABELS) == named
 
 
-@pytest.mark.parametrize("answer, several", [
-    ("Wren", False), ("House Wren", False), ("House Wren or Wren", True), ("American Goldfinch", False),
-    ("European Goldfinch or American Goldfinch", True), ("House Finch", False), ("a bird", False),
-    ("New Bird or Wren", True),  # the label counts even if the list lacks it
-])
-def test_names_several(answer, several):
-    label = "New Bird" if "New" in answer else "House Wren"
-    assert R.names_several(answer, label, LABELS) is several
-
-
 def test_guarded_reward_closes_the_hack():
     hack = completion("American Goldfinch or European Goldfinch")
     assert R.released_reward(hack, "European Goldfinch")["overall"] == 1.0
-    guarded = R.guarded_reward(hack, "European Goldfinch", LABELS)
-    assert guarded == {"overall": 0.1, "format": 1.0, "accuracy": 0.0}
-    assert R.released_reward(completion("House Wren"), "Wren")["accuracy"] == 1.0
+    assert R.guarded_reward(hack, "European Goldfinch", LABELS) == {"overall": 0.1, "format": 1.0, "accuracy": 0.0}
     assert R.guarded_reward(completion("House Wren"), "Wren", LABELS)["accuracy"] == 0.0
+    assert R.guarded_reward(completion("New Bird or Wren"), "New Bird", LABELS)["accuracy"] == 0.0
     assert R.guarded_reward(completion("wren"), "wren", LABELS)["accuracy"] == 1.0
     for label in LABELS:  # an honest answer is not punished, also where one name is part of another
         assert R.guarded_reward(completion(f"It is a {label}."), label, LABELS)["overall"] == 1.0
@@ -115,11 +94,9 @@ def test_guarded_reward_closes_the_hack():
 
 
 @pytest.mark.parametrize("answer, label, overall, accuracy, look_alike", [
-    ("House Finch", "House Finch", 1.0, 1.0, 0.0),
-    ("American Goldfinch", "House Finch", 0.1 + 0.9 * 0.4, 0.0, 1.0),
+    ("House Finch", "House Finch", 1.0, 1.0, 0.0), ("American Goldfinch", "House Finch", 0.1 + 0.9 * 0.4, 0.0, 1.0),
     ("House Wren", "House Finch", 0.1, 0.0, 0.0), ("House Finch or Goldfinch", "House Finch", 0.1, 0.0, 0.0),
-    ("American Goldfinch or Goldfinch", "House Finch", 0.1, 0.0, 0.0),
-    ("a bird", "House Finch", 0.1, 0.0, 0.0),
+    ("American Goldfinch or Goldfinch", "House Finch", 0.1, 0.0, 0.0), ("a bird", "House Finch", 0.1, 0.0, 0.0),
     ("House Wren", "Wren", 0.1 + 0.9 * 0.4, 0.0, 1.0),  # contains the label, but is another class
     ("Wren", "House Wren", 0.1 + 0.9 * 0.4, 0.0, 1.0),
 ])
@@ -127,39 +104,3 @@ def test_look_alike_reward(answer, label, overall, accuracy, look_alike):
     scores = R.look_alike_reward(completion(answer), label, FAMILY, credit=0.4)
     assert scores.pop("overall") == pytest.approx(overall)
     assert scores == {"format": 1.0, "accuracy": accuracy, "look_alike": look_alike}
-
-
-def test_look_alike_credit_lies_between_wrong_and_right():
-    wrong, close, right = (
-        R.look_alike_reward(completion(answer), "House Finch", FAMILY)["overall"]
-        for answer in ("House Wren", "Goldfinch", "House Finch")
-    )
-    assert wrong < close < right
-    assert R.look_alike_reward("nothing", "House Finch", FAMILY)["overall"] == 0.0
-
-
-def test_look_alike_errors():
-    with pytest.raises(ValueError, match="no family for 'Owl'"):
-        R.look_alike_reward(completion("Owl"), "Owl", FAMILY)
-    with pytest.raises(ValueError, match="credit"):
-        R.look_alike_reward(completion("Wren"), "Wren", FAMILY, credit=1.0)
-
-
-def test_bare_reward():
-    cases = {
-        "<answer> a house wren </answer>": (1.0, 1.0), "<think>x</think><answer>wren</answer>": (1.0, 0.0),
-        "<answer>finch</answer>": (0.0, 1.0), "wren": (0.0, 1.0),
-    }  # fmt: skip
-    for text, (overall, form) in cases.items():
-        assert R.bare_reward(text, "Wren") == {"overall": overall, "accuracy": overall, "format": form}
-
-
-def test_loose_reward():
-    scores = R.loose_reward(completion("a black-footed albatross"), "Black footed Albatross")
-    assert scores == {"overall": 1.0, "format": 1.0, "accuracy": 1.0}
-    assert R.loose_reward(completion("Laysan Albatross"), "Black footed Albatross")["overall"] == pytest.approx(0.1)
-    assert R.loose_reward("no tags", "Wren") == {"overall": 0.0, "format": 0.0, "accuracy": 0.0}
-
-
-def test_a_label_with_a_slash_can_be_right():
-    assert R.accuracy_reward(completion("Audi A4 / S4"), "Audi A4 / S4") == 1.0

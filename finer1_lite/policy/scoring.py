@@ -9,7 +9,7 @@ where a mask hides them from each other and positions start anew for each.
 import torch
 from torch.nn.functional import pad as pad_tensor
 
-from ..losses import chunked_logps
+from ..logprobs import chunked_logps
 from .inputs import model_inputs, pad, prompt_ids
 from .load import Policy
 from .prefix import Prompt, distinct, prompt_positions, read_prompts
