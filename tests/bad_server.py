@@ -1,7 +1,4 @@
-"""A chat endpoint that misbehaves: the name of the model in a request says how. Prints its port.
-
-GET /log gives the requests so far: model, prompt, time, kind and size of the image.
-"""
+"""A chat server that misbehaves: the name of the model in a request says how, "... once" only the first time."""
 
 import base64
 import io
@@ -13,11 +10,7 @@ from threading import Lock
 
 from PIL import Image
 
-LOG, SEEN, LOCK = [], Counter(), Lock()
-CHAIN = (
-    "<analysis> red crown </analysis> <options> a tarn; b tarn </options>"
-    "<comparison> a tarn fits, b tarn has a blue back </comparison> <prediction> a tarn </prediction>"
-)
+LOG, LOCK = [], Lock()  # model, prompt, time, kind and size of the image of every request
 
 
 def answer(text, finish="stop"):
@@ -40,45 +33,36 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         """Nothing on the screen."""
 
-    def do_GET(self):
-        self.send(200, LOG)
-
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         image, text = asked["messages"][0]["content"]
         kind, data = image["image_url"]["url"].split(",")
-        model, prompt = asked["model"], text["text"]
+        size = Image.open(io.BytesIO(base64.b64decode(data))).size
+        row = {"model": asked["model"], "prompt": text["text"], "kind": kind, "size": size, "time": time.time()}
         with LOCK:
-            SEEN[model, prompt] += 1
-            nth = SEEN[model, prompt]
-            size = Image.open(io.BytesIO(base64.b64decode(data))).size
-            LOG.append({"model": model, "prompt": prompt, "time": time.time(), "kind": kind, "size": size})
+            LOG.append(row)
+            nth = Counter((r["model"], r["prompt"]) for r in LOG)[row["model"], row["prompt"]]
+        how, prompt = row["model"], row["prompt"]
         if prompt.startswith("wait"):
             time.sleep(float(prompt.split()[1]))
-        self.behave(model.removesuffix(" once") if nth == 1 or not model.endswith(" once") else "", prompt, nth)
-
-    def behave(self, how, prompt, nth):
+        how = "" if how.endswith(" once") and nth > 1 else how.removesuffix(" once")
         if how == "slow":
-            time.sleep(2.5)
+            time.sleep(1.5)
         if how.isdigit():
             said = {"error": {"message": f"no: {self.headers['Authorization']}"}}
             return self.send(int(how), said, **({"Retry-After": 1} if how == "429" else {}))
         if how == "cut":
             self.close_connection = True
             return self.send(200, '{"choices": [', length=1000)
-        if how == "page":
-            return self.send(200, "<html> welcome </html>", **{"Content-Type": "text/html"})
-        if how == "rounds" and "Features" in prompt:
-            return self.send(200, answer(CHAIN if nth > 1 else "I cannot say."))
         self.send(200, {
-            "garbage": '{"choices": [{"mess', "no choices": {"choices": []}, "error": {"error": {"message": "busy"}},
-            "list": [], "no usage": answer("fine") | {"usage": ["?"]},
+            "garbage": '{"choices": [{"mess', "page": "<html> welcome </html>", "list": [], "no choices": {"choices": []},
+            "error": {"error": {"message": "busy"}}, "no usage": answer("fine") | {"usage": ["?"]},
             "null": answer(None), "length": answer("half a", "length"), "filter": answer("", "content_filter"),
         }.get(how, answer(f"{prompt} #{nth}")))  # fmt: skip
 
 
-if __name__ == "__main__":
+def start() -> ThreadingHTTPServer:
+    """A server that waits for a thread to serve it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    print(server.server_address[1], flush=True)
-    server.serve_forever()
+    return server
