@@ -4,8 +4,7 @@ import base64
 import io
 import json
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Lock
 
 from PIL import Image
@@ -21,48 +20,37 @@ def answer(text, finish="stop"):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def send(self, status, body, length=None, **headers):
+    log_message = lambda self, *_: None
+
+    def send(self, status, body, length=None):
         body = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
-        headers = {"Content-Type": "application/json", "Content-Length": length or len(body)} | headers
+        headers = {"Content-Type": "application/json", "Content-Length": length or len(body), "Retry-After": 1}
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
-        """Nothing on the screen."""
-
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         image, text = asked["messages"][0]["content"]
         kind, data = image["image_url"]["url"].split(",")
-        size = Image.open(io.BytesIO(base64.b64decode(data))).size
-        row = {"model": asked["model"], "prompt": text["text"], "kind": kind, "size": size, "time": time.time()}
+        size, how, prompt = Image.open(io.BytesIO(base64.b64decode(data))).size, asked["model"], text["text"]
         with LOCK:
-            LOG.append(row)
-            nth = Counter((r["model"], r["prompt"]) for r in LOG)[row["model"], row["prompt"]]
-        how, prompt = row["model"], row["prompt"]
+            LOG.append({"model": how, "prompt": prompt, "kind": kind, "size": size, "time": time.time()})
+            nth = sum(row["model"] == how and row["prompt"] == prompt for row in LOG)
         if prompt.startswith("wait"):
             time.sleep(float(prompt.split()[1]))
         how = "" if how.endswith(" once") and nth > 1 else how.removesuffix(" once")
         if how == "slow":
             time.sleep(1.5)
         if how.isdigit():
-            said = {"error": {"message": f"no: {self.headers['Authorization']}"}}
-            return self.send(int(how), said, **({"Retry-After": 1} if how == "429" else {}))
+            return self.send(int(how), {"error": {"message": f"no: {self.headers['Authorization']}"}})
         if how == "cut":
             self.close_connection = True
             return self.send(200, '{"choices": [', length=1000)
         self.send(200, {
-            "garbage": '{"choices": [{"mess', "page": "<html> welcome </html>", "list": [], "no choices": {"choices": []},
+            "garbage": '{"choices": [{"mess', "list": [], "no choices": {"choices": []}, "null": answer(None),
             "error": {"error": {"message": "busy"}}, "no usage": answer("fine") | {"usage": ["?"]},
-            "null": answer(None), "length": answer("half a", "length"), "filter": answer("", "content_filter"),
+            "length": answer("half a", "length"), "content_filter": answer("", "content_filter"),
         }.get(how, answer(f"{prompt} #{nth}")))  # fmt: skip
-
-
-def start() -> ThreadingHTTPServer:
-    """A server that waits for a thread to serve it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    return server

@@ -1,48 +1,44 @@
 """A teacher over HTTP: against a server that misbehaves, and against `transformers serve` with the tiny teacher."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import bad_server
 import pytest
+from peft import PeftModel
 from PIL import Image
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species
 from finer1_lite.config import ASSETS
-from finer1_lite.cot.build import Task, build_chains
-from finer1_lite.cot.concepts import choose_concepts
 from finer1_lite.teachers.endpoint import Endpoint, EndpointError
 
 RED = Image.new("RGB", (20, 10), "red")
 SECRET = "sk-very-secret-4711"
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("TEACHER_KEY", SECRET)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @pytest.fixture(scope="module")
 def bad():
     """The address of the server that misbehaves."""
-    server = bad_server.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), bad_server.Handler)
+    server.daemon_threads = True
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/v1"
     server.shutdown()
 
 
 @pytest.fixture
-def teacher(bad, tmp_path):
+def teacher(bad, tmp_path, monkeypatch):
     """Makes endpoints: the name of the model says how the server behaves."""
+    monkeypatch.setenv("TEACHER_KEY", SECRET)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def make(model, images=(RED,), **how):
         how = {"base_url": bad, "key_variable": "TEACHER_KEY", "max_retries": 1, "timeout": 10} | how
@@ -53,9 +49,6 @@ def teacher(bad, tmp_path):
 
 def requests(model):
     return [row for row in bad_server.LOG if row["model"] == model]
-
-
-# ---- what is asked, in which order it comes back, and what is not asked again
 
 
 def test_texts_come_in_the_order_asked_whatever_finishes_first(teacher):
@@ -69,12 +62,11 @@ def test_texts_come_in_the_order_asked_whatever_finishes_first(teacher):
 
 
 def test_pictures_are_bounded_and_upright(teacher):
-    photo, turned, glass = Image.new("RGB", (800, 400)), Image.new("RGB", (30, 20)), Image.new("RGBA", (8, 4))
+    photo, turned = Image.new("RGB", (800, 400)), Image.new("RGBA", (30, 20))
     turned.getexif()[0x0112] = 6  # the camera was held upright
-    teacher("pictures", [photo, turned, glass], max_pixels=400 * 200, concurrency=1)([(i, "see") for i in range(3)])
-    jpeg, png = "data:image/jpeg;base64", "data:image/png;base64"
+    teacher("pictures", [photo, turned], max_pixels=400 * 200, concurrency=1)([(0, "see"), (1, "see")])
     sent = [(row["kind"], row["size"]) for row in requests("pictures")]
-    assert sent == [(jpeg, (400, 200)), (png, (20, 30)), (png, (8, 4))]
+    assert sent == [("data:image/jpeg;base64", (400, 200)), ("data:image/png;base64", (20, 30))]
 
 
 def test_tokens_and_cost_are_counted(teacher):
@@ -126,8 +118,7 @@ def test_a_killed_run_goes_on_without_asking_again(bad, teacher, tmp_path):
         time.sleep(0.02)
     child.kill()  # SIGKILL
     child.wait()
-    with store.open("ab") as file:
-        file.write(b'{"key": "0a1b", "te')  # and it was about to write
+    store.write_bytes(store.read_bytes() + b'{"key": "0a1b", "te')  # and it was about to write
     before, endpoint = len(requests("killed")), teacher("killed", concurrency=4)
     safe = [row["text"] for row in endpoint.store.rows]
     assert 6 <= len(safe) <= before < 30
@@ -137,20 +128,11 @@ def test_a_killed_run_goes_on_without_asking_again(bad, teacher, tmp_path):
     assert len({json.loads(line)["key"] for line in store.read_text().splitlines()}) == 30
 
 
-def test_a_broken_line_is_named(teacher, tmp_path):
-    (tmp_path / "answers.jsonl").write_text('{"key": "a"}\n')
-    with pytest.raises(ValueError, match="answers.jsonl, line 1"):
-        teacher("any")
-
-
-# ---- a server in trouble
-
-
-@pytest.mark.parametrize("trouble", ["slow", "500", "503", "cut", "429"])
+@pytest.mark.parametrize("trouble", ["slow", "503", "cut", "429"])
 def test_trouble_that_passes_is_waited_for(teacher, trouble):
     assert teacher(f"{trouble} once", timeout=0.7)([(0, "a")]) == ["a #2"]
     first, second = (row["time"] for row in requests(f"{trouble} once"))
-    assert second - first >= (1 if trouble == "429" else 0)  # as the server's Retry-After says
+    assert second - first >= (1 if trouble.isdigit() else 0)  # as the server's Retry-After says
 
 
 @pytest.mark.parametrize("trouble, words, tries", [
@@ -159,7 +141,6 @@ def test_trouble_that_passes_is_waited_for(teacher, trouble):
     ("500", "the request failed; see the server's log", 2),
     ("cut", "no connection to the server, or it broke off", 2),
     ("garbage", "the answer is not JSON; is base_url the address", 1),
-    ("page", "the answer is not JSON; is base_url the address", 1),
     ("list", "the answer is not JSON; is base_url the address", 1),
     ("400", "check max_tokens, temperature and top_p", 1),
     ("401", "put a valid one into the environment variable TEACHER_KEY", 1),
@@ -178,44 +159,28 @@ def test_trouble_that_stays_stops_at_once_and_says_what_is_safe(teacher, trouble
 
 
 def test_a_failed_call_can_be_made_again(teacher):
+    with pytest.raises(EndpointError, match="no connection to the server.*is it running"):
+        teacher("any", base_url="http://127.0.0.1:9/v1", max_retries=0)([(0, "a")])
     endpoint = teacher("507 once", max_retries=0)
     with pytest.raises(EndpointError):
         endpoint([(0, "a")])
     assert endpoint([(0, "a")]) == ["a #2"] == teacher("507 once")([(0, "a")])
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "localhost:8000/v1"])
-def test_no_server_at_all(teacher, url):
-    with pytest.raises(EndpointError, match="no connection to the server.*is it running"):
-        teacher("any", base_url=url, max_retries=0)([(0, "a")])
-
-
-@pytest.mark.parametrize("model, reason", [
-    ("no choices", "no text"), ("error", "no text"), ("null", "no text"), ("length", "length"),
-    ("filter", "content_filter"),
-])  # fmt: skip
-def test_unusable_answers_are_empty_told_and_asked_once(teacher, model, reason):
+@pytest.mark.parametrize("model", ["no choices", "error", "null", "length", "content_filter"])
+def test_unusable_answers_are_empty_told_and_asked_once(teacher, model):
+    reason = model if model in ("length", "content_filter") else "no text"
     for _ in range(2):  # from the server, from the disk
         with pytest.warns(RuntimeWarning, match=f"2 of 2 answers cannot be used .*{reason}': 2"):
             assert teacher(model)([(0, "a"), (0, "b")]) == ["", ""]
     assert len(requests(model)) == 2
 
 
-# ---- the key, and the real thing
-
-
-def test_the_key_is_nowhere(teacher, tmp_path, monkeypatch):
+def test_the_key_is_nowhere_and_only_local_servers_need_none(teacher, tmp_path):
     endpoint = teacher("fine")
     endpoint([(0, "a")])
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert SECRET.encode() not in files and SECRET not in repr(endpoint) and b'"prompt": "a"' in files
-    monkeypatch.setenv("TEACHER_KEY", f"{SECRET}\nexport")
-    with pytest.raises(ValueError, match="TEACHER_KEY holds no key") as error:
-        teacher("any")
-    assert SECRET not in str(error.value)
-
-
-def test_only_local_servers_need_no_key(teacher):
     assert teacher("keyless", key_variable="UNSET")([(0, "a")]) == ["a #1"]
     with pytest.raises(ValueError, match="environment variable UNSET holds no key"):
         teacher("any", key_variable="UNSET", base_url="https://example.org/v1")
@@ -227,52 +192,22 @@ def test_without_the_client_it_says_what_to_install(teacher, monkeypatch):
         teacher("any")
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """`transformers serve` with the tiny teacher, merged; the address and the folder."""
-    from peft import PeftModel
-    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("teacher")
+@pytest.mark.slow
+def test_a_real_server_is_understood(tmp_path):
+    """`transformers serve` with the tiny teacher, merged."""
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(ASSETS / "base", use_safetensors=True)
-    model = PeftModel.from_pretrained(base, ASSETS / "teacher").merge_and_unload()
-    model.generation_config.do_sample = True  # a request cannot say it: without, the server is greedy
-    model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(ASSETS / "base").save_pretrained(folder)
+    PeftModel.from_pretrained(base, ASSETS / "teacher").merge_and_unload().save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(ASSETS / "base").save_pretrained(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    command = [Path(sys.executable).with_name("transformers"), "serve", folder, *where]
-    with (folder / "log").open("w") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        server = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
-    for _ in range(1200):
-        assert server.poll() is None, (folder / "log").read_text()
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}/v1", str(folder)
-    server.send_signal(signal.SIGTERM)
-    server.wait(20)
-
-
-@pytest.mark.slow
-def test_chains_from_a_real_server(served, tmp_path):
-    """Three birds described and thought about over HTTP; a second run asks nothing and finds the same."""
-    url, model = served
-    species = all_species()[5:90:40]
-    images, names = [draw(s, 5) for s in species], [s.name for s in species]
-    rows = [Task(i, name, "Which bird is this?") for i, name in enumerate(names)]
-
-    def build():
-        teacher = Endpoint(model, images, tmp_path / "answers.jsonl", url, max_tokens=160, concurrency=2)
-        return build_chains(rows, teacher, teacher, choose_concepts, max_rounds=4), teacher.usage
-
-    built, usage = build()
-    assert len(built.accepted) >= 1 and all(a.chain.prediction == names[a.task] for a in built.accepted)
-    assert usage["requests"] == 12 + len(built.accepted) + len(built.rejected)
-    assert usage["prompt_tokens"] > 12 * 16 and usage["completion_tokens"] > 0  # 16 tokens are the image
-    again, usage = build()
-    assert again == built and not usage
+        port = str(free.getsockname()[1])
+    where = ["--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32"]
+    server = subprocess.Popen([Path(sys.executable).with_name("transformers"), "serve", tmp_path, *where])
+    try:
+        images, url = [draw(s, 5) for s in all_species()[5:90:40]], f"http://127.0.0.1:{port}/v1"
+        teacher = Endpoint(str(tmp_path), images, tmp_path / "answers.jsonl", url, max_retries=30)  # it starts slowly
+        texts = teacher([(i, "Describe the bird.") for i in range(3)])
+    finally:
+        server.terminate()
+    assert all("crown" in text for text in texts) and len(set(texts)) == 3
+    assert teacher.usage["requests"] == 3 and teacher.usage["prompt_tokens"] > 3 * 16  # 16 tokens are the image

@@ -30,14 +30,11 @@ def take_turns(sides: dict, contexts: dict[str, list]) -> None:
 def timed_steps(step: Step, pairs: int) -> list[dict]:
     """`pairs` rounds after a warm-up; one row for each side and round."""
     sides = sides_of(step, 1 + pairs)
-    meters = {name: [Meter(*side.watched()) for _ in range(pairs)] for name, side in sides.items()}
+    meters = {name: [Meter(side.visual) for _ in range(pairs)] for name, side in sides.items()}
     take_turns(sides, {name: [nullcontext(), *made] for name, made in meters.items()})
-    precision = "nf4" if step.quantize else "fp32"
-    size = {"rollouts": step.rollouts, "tokens": step.max_new_tokens}
-    return [
-        {"precision": precision, "pair": i, "side": name} | size | meters[name][i].row() | facts(step.seed)
-        for i in range(pairs) for name in SIDES
-    ]  # fmt: skip
+    what = {"precision": "nf4" if step.quantize else "fp32", "rollouts": step.rollouts, "tokens": step.max_new_tokens}
+    turns = [(i, side) for i in range(pairs) for side in SIDES]
+    return [what | {"pair": i, "side": side} | meters[side][i].row() | facts(step.seed) for i, side in turns]
 
 
 def exact_counts(step: Step) -> list[dict]:
@@ -46,19 +43,18 @@ def exact_counts(step: Step) -> list[dict]:
     Operations: of matrix products, attention and convolutions, as `FlopCounterMode` counts them.
     """
     sides, rows = sides_of(step, 1), []
-    meters = {name: Meter(*side.watched()) for name, side in sides.items()}
+    meters = {name: Meter(side.visual) for name, side in sides.items()}
     flops = {name: FlopCounterMode(display=False) for name in sides}
     memory = {name: PeakMemory() for name in sides}
     take_turns(sides, {name: [together(meters[name], flops[name], memory[name])] for name in sides})
     for name, side in sides.items():
         patches = meters[name].patches
         counts = {
+            "side": name, "rollouts": step.rollouts, "tokens": step.max_new_tokens,
             "distinct_images": side.distinct_images(), "image_encodings": patches // step.patches_per_image,
-            "patches": patches, "gflop": flops[name].get_total_flops() / 1e9,
-            "peak_mb": memory[name].peak / 1e6,
+            "patches": patches, "gflop": flops[name].get_total_flops() / 1e9, "peak_mb": memory[name].peak / 1e6,
         }  # fmt: skip
-        size = {"rollouts": step.rollouts, "tokens": step.max_new_tokens}
-        rows.append({"side": name} | size | counts | facts(step.seed))
+        rows.append(counts | facts(step.seed))
     return rows
 
 
