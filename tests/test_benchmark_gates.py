@@ -25,7 +25,7 @@ STEP = Step(questions=2, num_generations=8, max_new_tokens=24, micro_batch=16, q
 @pytest.fixture(scope="module", params=["dapo", "tapo"])
 def ours(request):
     """One metered step of our loop: the side, its meter, its operations."""
-    side, flops = getattr(OurSide, request.param)(STEP), FlopCounterMode(display=False)
+    side, flops = OurSide(STEP, request.param), FlopCounterMode(display=False)
     meter = Meter(side.visual)
     with fixed_length():
         figures = side.take(together(meter, flops))
@@ -69,7 +69,7 @@ def test_operations_are_at_most_this_share_of_the_plain_way(ours, plain_operatio
 
 
 def test_prompts_are_read_once_and_finished_rows_are_not_decoded():
-    loop, rows = OurSide.dapo(STEP).loop, []  # rows and length of each forward pass
+    loop, rows = OurSide(STEP, "dapo").loop, []  # rows and length of each forward pass
     loop.policy.backbone.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
@@ -83,7 +83,7 @@ def test_prompts_are_read_once_and_finished_rows_are_not_decoded():
 def test_both_sides_get_the_same_prompts_and_lengths():
     """And TRL's trainer encodes an image for every rollout, in sampling and again in scoring."""
     pytest.importorskip("trl")
-    theirs, side = TheirSide(STEP, 1), OurSide.dapo(STEP)
+    theirs, side = TheirSide(STEP, 1), OurSide(STEP, "dapo")
     meter = Meter(theirs.visual)
     with fixed_length():
         theirs.take_all([meter])

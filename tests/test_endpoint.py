@@ -1,15 +1,16 @@
 """A teacher over HTTP: against a server that misbehaves, and against `transformers serve` with the tiny teacher."""
 
+import base64
+import io
 import json
 import socket
 import subprocess
 import sys
 import time
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
-import bad_server
 import pytest
 from peft import PeftModel
 from PIL import Image
@@ -22,13 +23,58 @@ from finer1_lite.teachers.endpoint import Endpoint, EndpointError
 
 RED = Image.new("RGB", (20, 10), "red")
 SECRET = "sk-very-secret-4711"
+LOG, LOCK = [], Lock()  # model, prompt, time, kind and size of the image of every request
+
+
+def answer(text, finish="stop"):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 2}}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Misbehaves as the name of the model in a request says; "... once" only the first time."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def send(self, status, body, length=None):
+        body = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        for header in (("Content-Type", "application/json"), ("Content-Length", length or len(body)), ("Retry-After", 1)):
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        image, text = asked["messages"][0]["content"]
+        kind, data = image["image_url"]["url"].split(",")
+        size, how, prompt = Image.open(io.BytesIO(base64.b64decode(data))).size, asked["model"], text["text"]
+        with LOCK:
+            LOG.append({"model": how, "prompt": prompt, "kind": kind, "size": size, "time": time.time()})
+            nth = sum(row["model"] == how and row["prompt"] == prompt for row in LOG)
+        if prompt.startswith("wait"):
+            time.sleep(float(prompt.split()[1]))
+        how = "" if how.endswith(" once") and nth > 1 else how.removesuffix(" once")
+        time.sleep(1.5 * (how == "slow"))
+        if how.isdigit():
+            return self.send(int(how), {"error": {"message": f"no: {self.headers['Authorization']}"}})
+        if how == "cut":
+            self.close_connection = True
+            return self.send(200, '{"choices": [', length=1000)
+        self.send(200, {
+            "garbage": '{"choices": [{"mess', "list": [], "no choices": {"choices": []}, "null": answer(None),
+            "error": {"error": {"message": "busy"}}, "no usage": answer("fine") | {"usage": ["?"]},
+            "length": answer("half a", "length"), "content_filter": answer("", "content_filter"),
+        }.get(how, answer(f"{prompt} #{nth}")))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def bad():
     """The address of the server that misbehaves."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), bad_server.Handler)
-    server.daemon_threads = True
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/v1"
     server.shutdown()
@@ -48,7 +94,7 @@ def teacher(bad, tmp_path, monkeypatch):
 
 
 def requests(model):
-    return [row for row in bad_server.LOG if row["model"] == model]
+    return [row for row in LOG if row["model"] == model]
 
 
 def test_texts_come_in_the_order_asked_whatever_finishes_first(teacher):
@@ -70,12 +116,10 @@ def test_pictures_are_bounded_and_upright(teacher):
 
 
 def test_tokens_and_cost_are_counted(teacher):
-    endpoint = teacher("cost", price=(2.0, 50.0))
-    endpoint([(0, "a"), (0, "b")])
+    endpoint, uncounted = teacher("cost", price=(2.0, 50.0)), teacher("no usage")
+    assert endpoint([(0, "a"), (0, "b")]) == ["a #1", "b #1"] and uncounted([(0, "a")]) == ["fine"]
     assert endpoint.usage == {"requests": 2, "prompt_tokens": 20, "completion_tokens": 4}
-    assert endpoint.cost == pytest.approx(20 * 2e-6 + 4 * 50e-6)
-    uncounted = teacher("no usage")
-    assert uncounted([(0, "a")]) == ["fine"] and uncounted.usage["prompt_tokens"] == 0 and uncounted.cost is None
+    assert endpoint.cost == pytest.approx(20 * 2e-6 + 4 * 50e-6) and uncounted.cost is None
 
 
 def test_each_ask_is_a_new_draw_and_a_new_endpoint_replays_them(teacher):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species
-from finer1_lite.config import ASSETS, get_profile
+from finer1_lite.config import ASSETS, PROFILES
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
 from finer1_lite.policy.rollout import forbidden_ids, rollout
@@ -23,7 +23,7 @@ IMAGES = [draw(s, 7) for s in all_species()[3:90:30]]
 
 @pytest.fixture(scope="module")
 def policy():
-    return load_base(replace(get_profile("cpu"), quantize=False, dtype="float32"))
+    return load_base(replace(PROFILES["cpu"], quantize=False))
 
 
 @pytest.fixture
@@ -101,6 +101,7 @@ def test_a_model_is_loaded_from_a_folder(four_bit, dtype):
     how = {"four_bit": four_bit, "dtype": dtype, "temperature": 0, "max_new_tokens": 24}
     teacher = LocalTeacher.from_pretrained(ASSETS / "base", IMAGES, **how)
     assert "crown" in teacher(ASKED[:1])[0]
-    assert teacher.model.model.visual.dtype == torch.float32 and teacher.model.dtype == getattr(torch, dtype)
+    model = teacher.model.model
+    assert model.visual.dtype == torch.float32 and model.language_model.norm.weight.dtype == getattr(torch, dtype)
     packed = [name for name, layer in teacher.model.named_modules() if isinstance(layer, Linear4bit)]
     assert bool(packed) == four_bit and all(name.startswith("model.language_model.") for name in packed)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import time
 import weakref
 from collections.abc import Sequence
@@ -31,19 +32,11 @@ def add_rows(path: Path, rows: list[dict], replaces: Sequence[str] = ()) -> pd.D
 
 def facts(seed: int) -> dict[str, str | int]:
     """Columns that every result row carries: the machine, the versions, the seed."""
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {cpu_name()}"
-    versions = {package: version(package) for package in PACKAGES}
-    return {"seed": seed, "threads": torch.get_num_threads(), "machine": machine} | versions
-
-
-def cpu_name() -> str:
-    """The processor's name; on systems without /proc what Python knows."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    info = Path("/proc/cpuinfo")
+    names = re.findall("model name\\s*: (.*)", info.read_text()) if info.exists() else []
+    cpu = f"{(names or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {cpu}"
+    return {"seed": seed, "threads": torch.get_num_threads(), "machine": machine} | {p: version(p) for p in PACKAGES}
 
 
 class Meter:
@@ -80,9 +73,8 @@ def together(*contexts):
 class PeakMemory(TorchDispatchMode):
     """Highest sum of the bytes of all tensors that were made inside and are still alive, in `peak`.
 
-    Exact and repeatable, unlike the process's resident size, which depends on the allocator and on what ran before.
-    Tensors from outside (the weights) do not count, nor does scratch memory inside one operation. It slows every
-    operation, so time and memory are measured in different runs.
+    Exact and repeatable, unlike the process's resident size. Tensors from outside (the weights) do not count, nor
+    does scratch memory inside one operation. It slows every operation: measure time and memory in different runs.
     """
 
     def __init__(self):

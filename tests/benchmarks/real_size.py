@@ -3,14 +3,12 @@
     python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256
     python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 --trl
 
-Random weights are valid for speed and memory and say nothing about accuracy. The model is built from its
-configuration, saved as safetensors and loaded again by the package's own `load_policy`, as the downloaded model is;
-only the tokenizer is the tiny one. An end token is never sampled, so completions have their full length. Two warm-up
-steps, then the median of `--steps`, synchronised. `--trl` takes the steps with TRL's `GRPOTrainer` instead: the same
-model in NF4 with the same LoRA, the library's own `generate`, as many rollouts (all from the anchor, and no negative:
-GRPO has none). A row is added to `tests/benchmarks/results/real_size.csv`: seconds of sampling and of the update,
-milliseconds for each decoding step (with its share of reading the prompts), tokens per second, peak memory, and
-seconds over the lower bound that the arithmetic alone would take.
+Random weights are valid for speed and memory and say nothing about accuracy. The model is saved and loaded again by
+the package's own `load_policy`; only the tokenizer is the tiny one. An end token is never sampled, so completions are
+of full length. Two warm-up steps, then the median of `--steps`. `--trl` takes the steps with TRL's `GRPOTrainer`: the
+same model in NF4 with the same LoRA, as many rollouts (all from the anchor, and no negative: GRPO has none). A row
+goes to `tests/benchmarks/results/real_size.csv`: seconds of sampling and of the update, milliseconds for a decoding
+step (with its share of reading the prompts), tokens per second, peak memory, seconds over what arithmetic alone takes.
 """
 
 import argparse
@@ -75,22 +73,21 @@ def make_loop(profile: Profile, image_tokens: int) -> Tapo:
     return Tapo(policy, cache, labels, sampler_of(labels, 0), profile.tapo, loss, 0, our_reward)
 
 
-def now(device: str) -> float:
-    """Seconds, after everything that was asked of the device is done."""
-    if device == "cuda":
+def now() -> float:
+    """Seconds, after everything that was asked of a GPU is done."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def one_step(loop: Tapo) -> dict[str, float]:
     """Seconds of the two halves of a step."""
-    device = loop.policy.profile.device
-    start = now(device)
+    start = now()
     with fixed_length():
         groups, _ = loop.collect()
-    sampled = now(device)
+    sampled = now()
     loop.update(groups)
-    return {"rollout_s": sampled - start, "update_s": now(device) - sampled}
+    return {"rollout_s": sampled - start, "update_s": now() - sampled}
 
 
 def bound(profile: Profile, config, image_tokens: int, device_name: str) -> float:
@@ -119,19 +116,18 @@ def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
     step = Step(c.questions, n, profile.max_new_tokens, micro_batch=min(c.micro_batch, c.questions * n))
     asked = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(c.questions * steps)]
     rows = Dataset.from_dict({"prompt": asked, "image": pictures(image_tokens, len(asked))})
-    on_gpu = profile.device == "cuda"
     side = TheirSide(
-        step, steps, policy, rows, use_cpu=not on_gpu, bf16=on_gpu and profile.dtype == "bfloat16",
-        fp16=on_gpu and profile.dtype == "float16", gradient_checkpointing=profile.checkpointing,
+        step, steps, policy, rows, use_cpu=profile.device == "cpu", bf16=profile.dtype == "bfloat16",
+        fp16=profile.dtype == "float16", gradient_checkpointing=profile.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
     clock = []
 
     @contextmanager
     def timed():
-        start = now(profile.device)
+        start = now()
         yield
-        clock.append(now(profile.device) - start)
+        clock.append(now() - start)
 
     side.take_all([timed() for _ in range(steps)])
     return clock
@@ -139,18 +135,17 @@ def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
 
 def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2, trl: bool = False) -> dict:
     """One row of the results."""
-    name = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu"
+    name, c = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu", profile.tapo
     if profile.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if trl:
-        times = pd.Series({"rollout_s": np.nan, "update_s": np.nan})
-        total, config = float(np.median(trl_steps(profile, image_tokens, warm_up + steps)[warm_up:])), None
+        times, least = pd.Series({"rollout_s": np.nan, "update_s": np.nan}), np.nan
+        total = float(np.median(trl_steps(profile, image_tokens, warm_up + steps)[warm_up:]))
     else:
         loop = make_loop(profile, image_tokens)
         loop.cache.get(range(len(loop.labels)))  # a run encodes each image once
         times = pd.DataFrame([one_step(loop) for _ in range(warm_up + steps)])[warm_up:].median()
-        total, config = float(times.sum()), loop.policy.model.config
-    c, least = profile.tapo, bound(profile, config, image_tokens, name) if config else np.nan
+        total, least = float(times.sum()), bound(profile, loop.policy.model.config, image_tokens, name)
     made = c.questions * (c.num_anchor + c.num_positive) * profile.max_new_tokens
     peaks = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())  # 0 without a GPU
     return {

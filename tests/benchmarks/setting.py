@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import PROFILES, RELEASED_SWITCHES, Profile, TapoConfig
-from finer1_lite.losses import DAPO, LossConfig
+from finer1_lite.losses import DAPO
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, load_policy
@@ -79,17 +79,14 @@ def sampler_of(labels: list[str], seed: int) -> TripletSampler:
     return TripletSampler(labels, {c: [o for o in classes if o != c] for c in classes}, seed)
 
 
-def worth(text: str) -> float:
+def our_reward(completion: str, label: str = "") -> dict[str, float]:
     """A reward with a signal for any policy: does the text have an even number of characters?"""
-    return float(len(text) % 2 == 0)
-
-
-def our_reward(completion: str, label: str) -> dict[str, float]:
-    return {"overall": worth(completion), "accuracy": worth(completion), "format": 1.0}
+    value = float(len(completion) % 2 == 0)
+    return {"overall": value, "accuracy": value, "format": 1.0}
 
 
 def their_reward(completions: list[list[dict]], **_) -> list[float]:
-    return [worth(message["content"]) for (message,) in completions]
+    return [our_reward(message["content"])["overall"] for (message,) in completions]
 
 
 @contextmanager
@@ -103,26 +100,18 @@ def fixed_length():
 
 
 class OurSide:
-    """`Tapo` on birds."""
+    """`Tapo` on birds. "dapo": all rollouts from the anchor, no triplet terms: what TRL's trainer does. "tapo": half
+    of each group from the positive; the negative scored too; the CPU profile's switches."""
 
-    def __init__(self, step: Step, num_positive: int, loss: LossConfig):
+    def __init__(self, step: Step, name: str):
         images, labels = images_of(step)
         policy = load_policy(step.profile(), seed=step.seed)
         cache = VisionCache(policy.model, policy.processor, images)
+        num_positive, loss = {"dapo": (0, DAPO), "tapo": (step.num_generations // 2, RELEASED_SWITCHES)}[name]
         config, loss = step.config(num_positive), replace(loss, filter_rule="none")
         sampler = sampler_of(labels, step.seed)
         self.loop = Tapo(policy, cache, labels, sampler, config, loss, step.seed, our_reward)
         self.visual, self.groups = policy.backbone.visual, []
-
-    @classmethod
-    def dapo(cls, step: Step):
-        """All rollouts from the anchor and no triplet terms: what TRL's trainer does."""
-        return cls(step, 0, DAPO)
-
-    @classmethod
-    def tapo(cls, step: Step):
-        """Half of each group from the positive; the negative scored too; the CPU profile's switches."""
-        return cls(step, step.num_generations // 2, RELEASED_SWITCHES)
 
     def take(self, context) -> dict[str, float]:
         """Draw, roll out, score and update once in `context`, with no image encoded yet; returns what was logged."""

@@ -13,7 +13,7 @@ SIDES = ("trl", "dapo", "tapo")  # in the order in which they take turns
 
 def sides_of(step: Step, steps: int) -> dict[str, TheirSide | OurSide]:
     """Plain GRPO by TRL, the same by our loop, and full TAPO: half of each group from the positive."""
-    return {"trl": TheirSide(step, steps), "dapo": OurSide.dapo(step), "tapo": OurSide.tapo(step)}
+    return {"trl": TheirSide(step, steps), "dapo": OurSide(step, "dapo"), "tapo": OurSide(step, "tapo")}
 
 
 def take_turns(sides: dict, contexts: dict[str, list]) -> None:
