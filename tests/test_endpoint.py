@@ -42,8 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status, body, length=None):
         body = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
-        for header in (("Content-Type", "application/json"), ("Content-Length", length or len(body)), ("Retry-After", 1)):
-            self.send_header(*header)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", length or len(body))
+        self.send_header("Retry-After", 1)
         self.end_headers()
         self.wfile.write(body)
 

@@ -19,8 +19,6 @@ from ..policy.load import suit_the_card
 from ..policy.rollout import forbidden_ids
 from .endpoint import bounded
 
-NOT_IN_4_BIT = ["model.visual", "model.vision_tower", "model.vision_model", "lm_head"]  # towers see the fine detail
-
 
 class LocalTeacher:
     """A `cot.build.Sampler`: (image index, prompt) pairs to texts, `batch_size` at a time, halved if memory is short.
@@ -41,10 +39,11 @@ class LocalTeacher:
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path, images: Sequence, four_bit=False, dtype="auto", **settings):
-        """The model of a folder or of the Hub. four_bit: NF4. dtype: "float16" on a T4. settings: see the class."""
+        """The model of a folder or of the Hub. four_bit: NF4, but for the tower. dtype: "float16" on a T4."""
         packed = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype, llm_int8_skip_modules=NOT_IN_4_BIT,
+            bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
+            llm_int8_skip_modules=["model.visual", "model.vision_tower", "model.vision_model", "lm_head"],
         ) if four_bit else None  # fmt: skip
         suit_the_card("cuda" if torch.cuda.is_available() else "cpu")
         how = {"dtype": dtype, "device_map": "auto", "quantization_config": packed, "use_safetensors": True}

@@ -3,8 +3,8 @@
     a few chains by hand -> train -> ask the student about its training images -> check -> the good ones join -> again
 
 After STaR (Zelikman et al., arXiv 2203.14465), in place of the paper's Qwen2.5-VL-32B. The student is asked without
-label and concepts, so its chains cannot speak of hidden hints. Departures from STaR: a student is not asked again with
-the answer told, as it has not learnt to use a hint; a chain passes the whole quality control, not the answer alone.
+label and concepts, so its chains cannot speak of hidden hints. Departures from STaR: it is not asked again with the
+answer told, as it has not learnt to use a hint; a chain passes the whole quality control, not the answer alone.
 """
 
 from collections import Counter

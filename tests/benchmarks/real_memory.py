@@ -25,8 +25,8 @@ from bitsandbytes.nn import Linear4bit
 from finer1_lite.config import PROFILES, Profile
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import PATCHES_AT_ONCE, answer_ids
+from finer1_lite.policy.load import Policy
 from finer1_lite.sft import answer_loss
-from finer1_lite.tapo import Tapo
 
 from .measure import RESULTS, PeakMemory, add_rows, facts
 from .qwen import qwen_config
@@ -36,31 +36,25 @@ from .setting import fixed_length
 CHAIN, PROMPT = 1400, 100  # tokens of the longest SFT answer, and of a prompt beside its image
 
 
-def standing(loop: Tapo, tower: bool) -> int:
-    """Bytes that lie in memory for a whole phase: the model, with its tower or without, and Adam's moments."""
-    model = loop.policy.model
+def standing(policy: Policy, tower: bool) -> int:
+    """Bytes that lie in memory for a whole phase: the model, with its tower or without, and Adam's two moments."""
+    model, moments = policy.model, sum(2 * p.nbytes for p in policy.trainable())
     tensors = [t for n, t in [*model.named_parameters(), *model.named_buffers()] if tower or ".visual." not in n]
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             state = layer.weight.quant_state
             tensors += [state.absmax, state.code, state.state2.absmax, state.state2.code]
-    tensors += [v for s in loop.stepper.optimizer.state.values() for v in s.values() if v.dim()]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return moments + sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def measure(profile: Profile, tokens: int, path: Path = RESULTS / "real_memory.csv") -> None:
     """A row for each phase of `profile`, whose model_id is a folder, with images of `tokens` tokens."""
     loop = make_loop(profile, tokens)
     policy, visual, read = loop.policy, loop.policy.backbone.visual, rollout_module.read_prompts
-    optimizer, memory, start = loop.stepper.optimizer, PeakMemory(), 0.0
-    for p in loop.stepper.parameters:  # a step of size 0, after which Adam's moments exist
-        p.grad = torch.zeros_like(p)
-    with patch.dict(optimizer.param_groups[0], lr=0.0):
-        optimizer.step()
-    optimizer.zero_grad()
+    memory, start = PeakMemory(), 0.0
     if profile.name == "t4":
         visual.float()
-    lasting = {tower: standing(loop, tower) for tower in (True, False)}
+    lasting = {tower: standing(policy, tower) for tower in (True, False)}
 
     def note(phase: str, tower: bool = False) -> None:
         what = {"profile": profile.name, "image_tokens": tokens, "new_tokens": profile.max_new_tokens, "phase": phase}

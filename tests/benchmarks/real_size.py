@@ -8,7 +8,7 @@ the package's own `load_policy`; only the tokenizer is the tiny one. An end toke
 of full length. Two warm-up steps, then the median of `--steps`. `--trl` takes the steps with TRL's `GRPOTrainer`: the
 same model in NF4 with the same LoRA, as many rollouts (all from the anchor, and no negative: GRPO has none). A row
 goes to `tests/benchmarks/results/real_size.csv`: seconds of sampling and of the update, milliseconds for a decoding
-step (with its share of reading the prompts), tokens per second, peak memory, seconds over what arithmetic alone takes.
+step (with its share of reading the prompts), tokens per second, peak memory, seconds over the arithmetic's.
 """
 
 import argparse
