@@ -49,6 +49,9 @@ class OnCard(torch.Tensor):
         self.held = held
         return self
 
+    def __repr__(self):
+        return f"OnCard({self.held!r})"
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

@@ -40,7 +40,7 @@ def test_the_loaded_model_is_the_profiles(profile):
     assert any(not torch.equal(a, b) for a, b in zip(before, loop.policy.trainable()))
 
 
-@pytest.mark.parametrize("trl", [False, True])
+@pytest.mark.parametrize("trl", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_row_of_results(profile, trl):
     if trl:
         pytest.importorskip("trl")

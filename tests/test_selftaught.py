@@ -6,7 +6,7 @@ import pytest
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.birds.species import ATTRIBUTES, all_species, describe
-from finer1_lite.config import get_profile
+from finer1_lite.config import PROFILES
 from finer1_lite.cot.build import Task
 from finer1_lite.cot.chains import chat_row, check_chain, question_and_completion, to_completion
 from finer1_lite.policy.inputs import VisionCache
@@ -80,7 +80,7 @@ def test_a_guide_is_read_as_excel_writes_it_and_a_broken_one_names_its_line(tmp_
 
 
 def test_a_policy_that_was_killed_says_the_same_again(tmp_path, monkeypatch):
-    policy = load_base(replace(get_profile("cpu"), max_new_tokens=12, rollout_batch=2))
+    policy = load_base(replace(PROFILES["cpu"], max_new_tokens=8, rollout_batch=2, quantize=False))
     images = load_birds(0, {"val": {True: 1, False: 0}, "test": {True: 0, False: 0}})["val"][:3]["image"]
     cache = VisionCache(policy.model, policy.processor, images)
     asked, path = [(0, "Describe the bird."), (1, "Describe the bird."), (2, "What is it?")], tmp_path / "said.jsonl"
