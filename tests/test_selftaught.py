@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from finer1_lite.birds.dataset import load_birds
+from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import ATTRIBUTES, all_species, describe
 from finer1_lite.config import PROFILES
 from finer1_lite.cot.build import Task
@@ -81,8 +81,7 @@ def test_a_guide_is_read_as_excel_writes_it_and_a_broken_one_names_its_line(tmp_
 
 def test_a_policy_that_was_killed_says_the_same_again(tmp_path, monkeypatch):
     policy = load_base(replace(PROFILES["cpu"], max_new_tokens=8, rollout_batch=2, quantize=False))
-    images = load_birds(0, {"val": {True: 1, False: 0}, "test": {True: 0, False: 0}})["val"][:3]["image"]
-    cache = VisionCache(policy.model, policy.processor, images)
+    cache = VisionCache(policy.model, policy.processor, [draw(s, 7) for s in all_species()[:3]])
     asked, path = [(0, "Describe the bird."), (1, "Describe the bird."), (2, "What is it?")], tmp_path / "said.jsonl"
 
     def sampler(seed=0):

@@ -33,8 +33,6 @@ from .qwen import qwen_config
 from .real_size import make_loop, save_random
 from .setting import fixed_length
 
-CHAIN, PROMPT = 1400, 100  # tokens of the longest SFT answer, and of a prompt beside its image
-
 
 def standing(policy: Policy, tower: bool) -> int:
     """Bytes that lie in memory for a whole phase: the model, with its tower or without, and Adam's two moments."""
@@ -47,8 +45,8 @@ def standing(policy: Policy, tower: bool) -> int:
     return moments + sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def measure(profile: Profile, tokens: int, path: Path = RESULTS / "real_memory.csv") -> None:
-    """A row for each phase of `profile`, whose model_id is a folder, with images of `tokens` tokens."""
+def measure(profile: Profile, tokens: int, chain: int = 1400, path: Path = RESULTS / "real_memory.csv") -> None:
+    """A row for each phase of `profile`, whose model_id is a folder, with images and SFT answers of so many tokens."""
     loop = make_loop(profile, tokens)
     policy, visual, read = loop.policy, loop.policy.backbone.visual, rollout_module.read_prompts
     memory, start = PeakMemory(), 0.0
@@ -82,10 +80,8 @@ def measure(profile: Profile, tokens: int, path: Path = RESULTS / "real_memory.c
         groups, _ = run("decode", loop.collect)
     run("update", lambda: loop.update(groups[:1]))
 
-    text = " bird" * CHAIN
-    while len(answer_ids(policy.processor, text)) > CHAIN:
-        text = text[: -len(" bird")]
-    n = max(1, min(profile.sft.micro_batch, profile.sft.micro_tokens // (tokens + PROMPT + CHAIN)))
+    text = " bird" * ((chain - 1) // (len(answer_ids(policy.processor, " bird")) - 1))
+    n = max(1, min(profile.sft.micro_batch, profile.sft.micro_tokens // (tokens + 100 + chain)))  # 100 of a prompt
     rows = [(groups[0].question, seen, text) for seen in loop.cache.get(range(n))]
     policy.scoring_mode()
     run("SFT", lambda: answer_loss(policy, rows)[0].backward())
