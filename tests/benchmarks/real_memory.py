@@ -46,7 +46,7 @@ def standing(policy: Policy, tower: bool) -> int:
 
 
 def measure(profile: Profile, tokens: int, chain: int = 1400, path: Path = RESULTS / "real_memory.csv") -> None:
-    """A row for each phase of `profile`, whose model_id is a folder, with images and SFT answers of so many tokens."""
+    """A row for each phase of `profile`, whose model_id is a folder, its images and SFT answers of so many tokens."""
     loop = make_loop(profile, tokens)
     policy, visual, read = loop.policy, loop.policy.backbone.visual, rollout_module.read_prompts
     memory, start = PeakMemory(), 0.0
