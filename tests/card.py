@@ -1,9 +1,8 @@
-"""A card that is none: tensors that say they lie on `card:0`, and that complain as CUDA does.
+"""A pretended card: tensors that say they lie on `card:0`, and that complain as CUDA does.
 
-Each `OnCard` holds an ordinary tensor, on which every operation is really done, so results are exact. But it reports the
-device `card:0`, and an operation that mixes it with a tensor of the CPU fails where CUDA would fail. So code that was
-only ever run on a CPU can be checked for what a GPU would mind first: a mask left on the CPU, an index on the wrong
-side, `numpy()` without `cpu()`. Kernels, speed and memory of a GPU it says nothing about.
+Each `OnCard` holds an ordinary tensor, on which every operation is really done, so results are exact. But it reports
+the device `card:0`, and an operation that mixes it with a tensor of the CPU fails where CUDA would fail: a mask left
+on the CPU, an index on the wrong side, `numpy()` without `cpu()`. It says nothing about kernels, speed and memory.
 """
 
 from contextlib import contextmanager
@@ -37,7 +36,6 @@ INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl
 
 
 def is_card(device) -> bool:
-    """Whether a device, by any of its names, is the card."""
     return device is not None and torch.device(device).type == NAME
 
 
@@ -46,9 +44,8 @@ class OnCard(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor):
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CARD
-        )
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        self = torch.Tensor._make_wrapper_subclass(cls, held.size(), **layout, device=CARD)
         self.held = held
         return self
 
@@ -75,8 +72,7 @@ class OnCard(torch.Tensor):
             kwargs["device"] = "cpu"
         made = function(*real(args), **real(kwargs))
         if name.endswith("_") and not name.endswith("__"):  # in place: the same object
-            changed = tree_leaves(args[0])
-            assert all(t.shape == real(t).shape for t in changed), f"{name} changes a shape in place; this class cannot"
+            assert all(t.shape == real(t).shape for t in tree_leaves(args[0])), f"{name} changes a shape in place"
             return args[0] if function._schema.returns else None
         if (wanted is not None and not is_card(wanted)) or (name == "copy" and not isinstance(args[0], cls)):
             return made
@@ -84,17 +80,14 @@ class OnCard(torch.Tensor):
 
 
 def real(tree):
-    """A tree of arguments with the tensors of the card as ordinary ones."""
     return tree_map(lambda t: t.held if isinstance(t, OnCard) else t, tree)
 
 
 def on_card(tree):
-    """A tree of results with all tensors on the card."""
     return tree_map(lambda t: OnCard(t) if isinstance(t, torch.Tensor) and not isinstance(t, OnCard) else t, tree)
 
 
 def made_on_card(function, *args, **kwargs):
-    """A new tensor where a function is told to make it on the card."""
     return OnCard(function(*args, **kwargs | {"device": "cpu"}))
 
 
@@ -110,7 +103,7 @@ class Card(TorchFunctionMode):
         if name in ("tolist", "storage", "untyped_storage", "data_ptr") and isinstance(args[0], OnCard):
             return getattr(args[0].held, name)()
         if name == "numpy" and isinstance(args[0], OnCard):
-            raise TypeError("can't convert card:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor first")
+            raise TypeError("can't convert card:0 device type tensor to numpy. Use Tensor.cpu()")
         kwargs = dict(kwargs or {})
         if name in ("__getitem__", "__setitem__"):  # else C++ would make tensors of them where it cannot be followed
             numbers = (torch.tensor(x, dtype=args[0].dtype) if isinstance(x, float) else x for x in args[2:])
@@ -122,7 +115,6 @@ class Card(TorchFunctionMode):
 
 
 def as_tensors(index):
-    """An index with its lists as tensors of the CPU."""
     if isinstance(index, tuple):
         return tuple(map(as_tensors, index))
     return torch.tensor(index) if isinstance(index, list) else index
@@ -145,7 +137,7 @@ PackedOnCard.__name__ = Params4bit.__name__  # PEFT asks for it
 
 
 class AnyGenerator(torch.Generator):
-    """Random numbers for any device: they are all drawn on the CPU."""
+    """Random numbers of any device are drawn on the CPU."""
 
     def __new__(cls, device="cpu"):
         return super().__new__(cls, "cpu")

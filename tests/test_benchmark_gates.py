@@ -1,16 +1,14 @@
 """What the benchmark counts, without a clock: image patches, decoded rows, floating-point operations.
 
-The steps are those of `tests/benchmarks`, only smaller. The plain way is what a loop without our shortcuts
-does: pixels of every rollout's image, one padded row for each rollout, the library's own `generate`.
+The steps are those of `tests/benchmarks`, only smaller. The plain way is what a loop without our shortcuts does:
+pixels of every rollout's image, one padded row for each rollout, the library's own `generate`.
 """
 
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from functools import cache
+from contextlib import nullcontext
 
 import pytest
 import torch
-from benchmarks.measure import Meter, PeakMemory, Stopwatch, together
+from benchmarks.measure import Meter, PeakMemory, add_rows, together
 from benchmarks.setting import OurSide, Step, TheirSide, fixed_length, their_rows
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,19 +25,19 @@ STEP = Step(questions=2, num_generations=8, max_new_tokens=24, micro_batch=16, q
 @pytest.fixture(scope="module", params=["dapo", "tapo"])
 def ours(request):
     """One metered step of our loop: the side, its meter, its operations."""
-    side, flops = getattr(OurSide, request.param)(STEP), FlopCounterMode(display=False)
-    meter = Meter(*side.watched())
+    side, flops = OurSide(STEP, request.param), FlopCounterMode(display=False)
+    meter = Meter(side.visual)
     with fixed_length():
         figures = side.take(together(meter, flops))
     assert figures["length"] == STEP.max_new_tokens and figures["groups_kept"] == STEP.questions
     return request.param, side, meter, flops.get_total_flops()
 
 
-@cache
-def plain_operations(step: Step) -> int:
+@pytest.fixture(scope="module")
+def plain_operations():
     """Of the plain way with the step's first prompts: generate, score, go back."""
-    policy, length = load_policy(step.profile(), seed=step.seed), step.max_new_tokens
-    rows = [row for row in their_rows(step, 1) for _ in range(step.num_generations)]
+    policy, length = load_policy(STEP.profile(), seed=STEP.seed), STEP.max_new_tokens
+    rows = [row for row in their_rows(STEP, 1) for _ in range(STEP.num_generations)]
     asked = [messages(row["prompt"][0]["content"]) for row in rows]
     inputs = policy.processor(
         text=policy.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True),
@@ -65,39 +63,17 @@ def test_each_distinct_image_is_encoded_once_a_step(ours):
     assert extra == 0 if name == "dapo" else extra > 0
 
 
-def test_operations_are_at_most_this_share_of_the_plain_way(ours):
+def test_operations_are_at_most_this_share_of_the_plain_way(ours, plain_operations):
     name, _, _, flops = ours
-    assert flops / plain_operations(STEP) < {"dapo": 0.30, "tapo": 0.47}[name]
-
-
-def test_the_share_falls_as_the_image_grows():
-    """Prompts are read once for a group: the longer the prompt, the more that is worth."""
-    shares = []
-    for size in ((112, 112), (224, 224)):
-        step = replace(STEP, questions=1, num_generations=4, micro_batch=4, image_size=size, max_new_tokens=8)
-        side, flops = OurSide.dapo(step), FlopCounterMode(display=False)
-        with fixed_length():
-            side.take(flops)
-        shares.append(flops.get_total_flops() / plain_operations(step))
-    assert shares[1] < shares[0]
-
-
-@contextmanager
-def rows_read(language_model):
-    """Rows of each forward pass through the language model, in order."""
-    rows = []
-    hook = language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
-    )
-    yield rows
-    hook.remove()
+    assert flops / plain_operations < {"dapo": 0.30, "tapo": 0.47}[name]
 
 
 def test_prompts_are_read_once_and_finished_rows_are_not_decoded():
-    side = OurSide.dapo(STEP)
-    loop = side.loop
-    with rows_read(loop.policy.backbone.language_model) as rows:
-        groups = loop.roll_out(loop.sampler.next(STEP.questions))
+    loop, rows = OurSide(STEP, "dapo").loop, []  # rows and length of each forward pass
+    loop.policy.backbone.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    groups = loop.roll_out(loop.sampler.next(STEP.questions))
     assert rows[0][0] == STEP.questions  # not questions x rollouts
     tokens = sum(int(g.completion_mask.sum()) for g in groups)
     decoded = sum(batch for batch, length in rows[1:] if length == 1)
@@ -107,8 +83,8 @@ def test_prompts_are_read_once_and_finished_rows_are_not_decoded():
 def test_both_sides_get_the_same_prompts_and_lengths():
     """And TRL's trainer encodes an image for every rollout, in sampling and again in scoring."""
     pytest.importorskip("trl")
-    theirs, side = TheirSide(STEP, 1), OurSide.dapo(STEP)
-    meter = Meter(*theirs.watched())
+    theirs, side = TheirSide(STEP, 1), OurSide(STEP, "dapo")
+    meter = Meter(theirs.visual)
     with fixed_length():
         theirs.take_all([meter])
         side.take(nullcontext())
@@ -117,24 +93,18 @@ def test_both_sides_get_the_same_prompts_and_lengths():
     assert rows["prompt"][:2] == [[{"role": "user", "content": g.question}] for g in groups]
     pictures = [side.loop.cache.images[g.triplet.anchor] for g in groups]
     assert [row["image"].tobytes() for row in rows] == [p.tobytes() for p in pictures]
-    ours = sum(len(g.texts) * (prompt_tokens(side, g) + STEP.max_new_tokens) for g in groups)
+    seen = side.loop.cache.get([g.triplet.anchor for g in groups])
+    read = [len(prompt_ids(side.loop.policy.processor, g.question, s)) for g, s in zip(groups, seen)]
+    ours = sum(len(g.texts) * (tokens + STEP.max_new_tokens) for g, tokens in zip(groups, read))
     assert theirs.trainer.state.num_input_tokens_seen == ours
     assert meter.patches == 2 * STEP.rollouts * STEP.patches_per_image
 
 
-def prompt_tokens(side: OurSide, group) -> int:
-    (seen,) = side.loop.cache.get([group.triplet.anchor])
-    return len(prompt_ids(side.loop.policy.processor, group.question, seen))
-
-
-def test_inner_phases_do_not_count_for_outer_ones(monkeypatch):
-    clock = iter(range(100))
-    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: next(clock))
-    watch = Stopwatch()
-    with watch.phase("outer"):
-        with watch.phase("inner"):
-            pass
-    assert watch.seconds == {"outer": 2, "inner": 1}
+def test_rows_replace_those_of_the_same_place(tmp_path):
+    for names in ("aa", "b", "a"):
+        rows = [{"machine": name, "x": i} for i, name in enumerate(names)]
+        table = add_rows(tmp_path / "rows.csv", rows, replaces=["machine"])
+    assert table.to_dict("list") == {"machine": ["b", "a"], "x": [0, 0]}
 
 
 def test_peak_memory_counts_what_is_alive_and_no_weights():

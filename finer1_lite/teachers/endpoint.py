@@ -1,16 +1,13 @@
 """A teacher behind an OpenAI-compatible address: vLLM, `transformers serve`, or a hosted Qwen2.5-VL-32B.
 
     teacher = Endpoint("Qwen/Qwen2.5-VL-32B-Instruct", data["image"], "runs/answers.jsonl", "http://localhost:8000/v1")
-    build_chains(rows, teacher, teacher, choose_concepts, prompt=explained_prompt)
+    build_chains(tasks, teacher, teacher, choose_concepts, prompt=explained_prompt)
 
-Answers cost time and money, so each one is on the disk before it counts, and a run that was killed goes on without
-asking again. An answer is found by what was asked: model, settings, prompt, pixels, and whether it is the first,
-second, ... time that this was asked. A new `Endpoint` counts from the start, so the same calls in the same order
-give the same texts, those of later rounds of `build_chains` too.
+Each answer is on the disk before it counts, and a killed run goes on without asking again: an answer is found by
+model, settings, prompt, pixels, and whether this was asked for the first, second, ... time. A new `Endpoint` counts
+from the start, so the same calls in the same order give the same texts.
 
-The key is read from the environment and stays out of files, messages and the repr.
-
-What a request does not say, a server takes from the model's generation_config: top_k 1 there makes all draws the same.
+What a request does not say, a server takes from the model's generation_config, where top_k 1 makes all draws equal.
 Start vLLM with `--generation-config vllm`; `transformers serve` samples only where that file says do_sample.
 """
 
@@ -19,29 +16,24 @@ import hashlib
 import io
 import json
 import os
-import re
-import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, RLock
+from threading import Event, Lock
 from urllib.parse import urlsplit
 
-from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..files import JsonLines
 from ..images import as_rgb
 
 SMALL = 256 * 256  # pixels; up to here a picture goes as PNG, unchanged, and beyond it as JPEG, like a photograph
-NO_KEY = "no-key-needed"
-REFUSED = "the request was refused; check max_tokens, temperature and top_p, and that {model!r} takes images"
+NOT_JSON = "the answer is not JSON; is base_url the address of an OpenAI-compatible server?"
 REMEDIES = {
-    400: REFUSED,
-    422: REFUSED,
+    400: "the request was refused; check max_tokens, temperature and top_p, and that {model!r} takes images",
     401: "the key was refused; put a valid one into the environment variable {key_variable}",
     403: "the key in the environment variable {key_variable} has no right to use {model!r}",
     404: "not found; check the name {model!r} and base_url, which mostly ends in /v1",
@@ -53,126 +45,23 @@ class EndpointError(RuntimeError):
     """The server cannot be used; says what to do, and how many answers are safe."""
 
 
-@dataclass
-class Usage:
-    """What one `Endpoint` asked: answers from the server and their tokens, answers from the disk, and how many of
-    both were unusable."""
-
-    price: tuple[float, float] | None = None
-    requests: int = 0
-    from_disk: int = 0
-    unusable: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def cost(self) -> float | None:
-        """In the currency of `price`; None without one."""
-        if self.price is None:
-            return None
-        return (self.prompt_tokens * self.price[0] + self.completion_tokens * self.price[1]) / 1e6
-
-    def __str__(self) -> str:
-        tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens"
-        return tokens if self.cost is None else f"{tokens}, cost {self.cost:.4f}"
-
-
-class Answers:
-    """Answers as lines of a file that only grows: {"key", "prompt", "text", "unusable", token counts}.
-
-    The half line of a killed process is dropped; a line that is deleted before is asked again. Several endpoints may write
-    to one file. ValueError for a line that is no answer, and if the file got shorter since it was read.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path, self.rows = Path(path), {}
-        self._end, self._alone = 0, RLock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                self._read(file)
-
-    def _read(self, file) -> None:
-        """Takes up what was added since the last time."""
-        if file.seek(0, os.SEEK_END) < self._end:
-            raise ValueError(f"{self.path} got shorter since it was read; somebody changed it, make the endpoint anew")
-        file.seek(self._end)
-        *lines, _ = file.read().split(b"\n")
-        for line in lines:
-            try:
-                row = json.loads(line)
-                self.rows[row["key"]] = {"text": row["text"], "unusable": row["unusable"]}
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{self.path} holds a line that is no answer, {line[:60]!r}: remove it") from None
-            self._end += len(line) + 1
-
-    def add(self, row: dict) -> None:
-        """One more line; it is on the disk when this returns."""
-        line = json.dumps(row).encode("ascii") + b"\n"
-        with self._alone, FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
-            self._read(file)
-            file.truncate(self._end)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-            self._read(file)
-
-
-def read_answer(body: dict) -> tuple[str, str | None]:
-    """The text of a server's answer and None, or "" and why it cannot be used.
-
-    >>> read_answer({"choices": [{"message": {"content": "A red crown."}, "finish_reason": "stop"}]})
-    ('A red crown.', None)
-    >>> read_answer({"choices": [{"message": {"content": "A red cr"}, "finish_reason": "length"}]})
-    ('', 'length')
-    """
-    try:
-        choice = body["choices"][0]
-        text, finish = choice["message"]["content"], choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError):
-        return "", "no choices"
-    if finish in ("length", "content_filter"):
-        return "", finish
-    return (text, None) if isinstance(text, str) and text.strip() else ("", "no text")
-
-
 def bounded(image: Image.Image, max_pixels: int) -> Image.Image:
     """The picture as a viewer shows it, scaled down to at most `max_pixels`."""
     image = as_rgb(image)
-    scale = (max_pixels / (image.width * image.height)) ** 0.5
-    if scale >= 1:
-        return image
+    scale = min(1, (max_pixels / (image.width * image.height)) ** 0.5)
     return image.resize([max(1, int(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def data_url(image: Image.Image) -> str:
-    """An RGB picture as the text that goes to the server."""
-    file, small = io.BytesIO(), image.width * image.height <= SMALL
-    image.save(file, "PNG") if small else image.save(file, "JPEG", quality=95)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _key(variable: str, base_url: str) -> str:
-    """The key of the environment; a server on this machine mostly has none."""
-    key = os.environ.get(variable, "").strip()
-    if not key and urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1"):
-        return NO_KEY
-    if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError(f"the environment variable {variable} holds no key; set it before Python starts")
-    return key
-
-
 class Endpoint:
-    """A `teacher.Sampler`: (image index, prompt) pairs to texts, in the order asked.
+    """A `cot.build.Sampler`: (image index, prompt) pairs to texts, in the order asked.
 
     images: anything that gives a PIL image for `images[i]`. store: the file of answers. key_variable: the environment
-    variable with the key; a server on this machine needs none. max_pixels: larger pictures are scaled down.
-    concurrency: requests under way at once. timeout: seconds for one request. max_retries: more tries after a failure
-    that may pass (429 with its Retry-After, 5xx, no connection, no JSON). price: cost of a million (prompt, completion)
-    tokens. An answer that was cut off, filtered or empty becomes "", which quality control rejects.
-
-    Raises ImportError without the openai package, ValueError for bad settings and a missing key. A call raises
-    EndpointError where the server cannot be used; call again, or make a new Endpoint, and it goes on from there.
+    variable with the key, which is never stored or shown; a server on this machine needs none. max_pixels: larger
+    pictures are scaled down. concurrency: requests under way at once. timeout: seconds for one request. max_retries:
+    more tries after 429, 5xx or no connection. price: of a million (prompt, completion) tokens. usage: "requests"
+    answered so far, "prompt_tokens", "completion_tokens". An answer that was cut off, filtered or empty becomes "",
+    which quality control rejects. ImportError without the openai package, ValueError without a key, EndpointError
+    where the server cannot be used; call again, or make a new Endpoint, and it goes on from there.
     """
 
     def __init__(
@@ -185,118 +74,93 @@ class Endpoint:
             import openai
         except ImportError:
             raise ImportError('a teacher behind an address needs: pip install "finer1_lite[teacher]"') from None
-        if min(concurrency, max_tokens, max_pixels) < 1 or timeout <= 0 or max_retries < 0:
-            raise ValueError("concurrency, max_tokens, max_pixels and timeout must be positive, max_retries 0 or more")
-        if price is not None and len(price) != 2:
-            raise ValueError(f"price must be (for prompts, for completions) per million tokens, got {price!r}")
-        if base_url is not None and not re.match("https?://", base_url):
-            raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}")
-        self.model, self.images, self.answers, self.usage = model, images, Answers(store), Usage(price)
-        self.key_variable, self.max_pixels, self.concurrency = key_variable, max_pixels, concurrency
+        key, url = os.environ.get(key_variable, "").strip(), base_url or os.environ.get("OPENAI_BASE_URL", "")
+        if not key and urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1"):
+            key = "no-key-needed"
+        if not (key and key.isascii() and key.isprintable()):
+            raise ValueError(f"the environment variable {key_variable} holds no key; set it before Python starts")
+        self.model, self.images, self.key_variable, self.price = model, images, key_variable, price
         self.sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        key = _key(key_variable, base_url or os.environ.get("OPENAI_BASE_URL", ""))
-        self._openai = openai
+        self.max_pixels, self.concurrency, self.usage = max_pixels, concurrency, Counter()
+        self.store = JsonLines(store, ("key", "text", "unusable"))
         self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
-        self._asked, self._pixels, self._alone = Counter(), {}, RLock()
+        self._openai, self._asked, self._pixels, self._alone = openai, Counter(), {}, Lock()
 
-    def __repr__(self) -> str:
-        return f"Endpoint({self.model!r}, store={str(self.answers.path)!r}, {self.usage})"
+    @property
+    def cost(self) -> float | None:
+        """Of all requests so far, in the currency of `price`; None without one."""
+        tokens = self.usage["prompt_tokens"], self.usage["completion_tokens"]
+        return self.price and (tokens[0] * self.price[0] + tokens[1] * self.price[1]) / 1e6
 
     def __call__(self, asked: Sequence[tuple[int, str]]) -> list[str]:
         counted, keys = self._asked.copy(), []
         for index, prompt in asked:
-            pair = (self._digest(index), prompt)
+            if index not in self._pixels:
+                image = as_rgb(self.images[index])
+                self._pixels[index] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+            pair = (self._pixels[index], prompt)
             counted[pair] += 1
             told = [self.model, self.sampling, self.max_pixels, *pair, counted[pair]]
             keys.append(hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32])
-        missing = {key: pair for key, pair in zip(keys, asked) if key not in self.answers.rows}
-        if missing:
-            self._fetch(missing)
+        known = {row["key"] for row in self.store.rows}
+        self._fetch([(key, *pair) for key, pair in zip(keys, asked) if key not in known])
         self._asked = counted  # not before: a call that failed may be made again
-        return self._report([self.answers.rows[key] for key in keys], len(missing))
+        answers = {row["key"]: row for row in self.store.rows}
+        if reasons := Counter(answers[key]["unusable"] for key in keys if answers[key]["unusable"]):
+            said = f"{reasons.total()} of {len(keys)} answers cannot be used ({dict(reasons)})"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+        return [answers[key]["text"] for key in keys]
 
-    def _report(self, rows: list[dict], fresh: int) -> list[str]:
-        reasons = Counter(row["unusable"] for row in rows if row["unusable"])
-        self.usage.from_disk += len(rows) - fresh
-        self.usage.unusable += reasons.total()
-        if reasons:
-            why = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common())
-            said = f"{reasons.total()} of {len(rows)} answers cannot be used ({why})"
-            warnings.warn(said, RuntimeWarning, stacklevel=3)
-        return [row["text"] for row in rows]
-
-    def _fetch(self, missing: dict[str, tuple[int, str]]) -> None:
-        """Ask for all of them; after the first failure no further request is begun."""
-        stop = Event()
+    def _fetch(self, missing: list[tuple[str, int, str]]) -> None:
+        stop = Event()  # after the first failure no further request is begun
 
         def one(key: str, index: int, prompt: str) -> None:
-            if stop.is_set():
-                return
             try:
-                self._take(key, prompt, self._ask(index, prompt))
+                if not stop.is_set():
+                    self._keep(key, prompt, self._ask(index, prompt))
             except BaseException:
                 stop.set()
                 raise
 
-        with ThreadPoolExecutor(self.concurrency) as pool, tqdm(total=len(missing), desc=self.model) as bar:
-            try:
-                for future in as_completed([pool.submit(one, key, *pair) for key, pair in missing.items()]):
-                    future.result()
-                    bar.set_postfix_str(str(self.usage), refresh=False)
-                    bar.update()
-            finally:
-                stop.set()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            for _ in tqdm(pool.map(one, *zip(*missing)), total=len(missing), desc=self.model, disable=not missing):
+                pass
 
-    def _take(self, key: str, prompt: str, body: dict) -> None:
-        (text, unusable), told = read_answer(body), body.get("usage")
-        told = told if isinstance(told, dict) else {}
-        counts = {name: told.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
+    def _keep(self, key: str, prompt: str, body: dict) -> None:
+        choice = (body.get("choices") or [{}])[0]
+        text, finish = (choice.get("message") or {}).get("content"), choice.get("finish_reason")
+        unusable = finish if finish in ("length", "content_filter") else None if (text or "").strip() else "no text"
+        told = body["usage"] if isinstance(body.get("usage"), dict) else {}
+        used = {name: told.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
+        answer = {"key": key, "prompt": prompt, "text": "" if unusable else text, "unusable": unusable}
+        self.store.append(answer | used)
         with self._alone:
-            self.answers.add({"key": key, "prompt": prompt, "text": text, "unusable": unusable} | counts)
-            self.usage.requests += 1
-            self.usage.prompt_tokens += counts["prompt_tokens"]
-            self.usage.completion_tokens += counts["completion_tokens"]
+            self.usage.update(used, requests=1)
 
     def _ask(self, index: int, prompt: str) -> dict:
-        """The body of the server's answer. The client waits and tries again by itself, but not for a broken body."""
-        with self._alone:
+        with self._alone:  # a data set is read by one thread at a time
             image = bounded(self.images[index], self.max_pixels)
-        parts = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": prompt}]
-        request = {"model": self.model, "messages": [{"role": "user", "content": parts}]} | self.sampling
-        for attempt in range(self._client.max_retries + 1):
-            time.sleep(min(2**attempt / 4, 8) if attempt else 0)
-            try:
-                answer = self._client.chat.completions.with_raw_response.create(**request)
-                body = json.loads(answer.http_response.content)
-                if isinstance(body, dict):
-                    return body
-            except self._openai.APIError as error:
-                trouble = self._words(error)
-                break
-            except ValueError:  # cut off, or a page of a proxy
-                pass
-            trouble = "the answer is not JSON; is base_url the address of an OpenAI-compatible server?"
-        # outside of the handler: what the client raised may quote the key
-        raise EndpointError(
-            f"{trouble} ({len(self.answers.rows)} answers are safe in {self.answers.path}; "
-            "a new Endpoint with the same store goes on from there)"
-        )
+        file, kind = io.BytesIO(), "png" if image.width * image.height <= SMALL else "jpeg"
+        image.save(file, kind, quality=95)
+        url = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
+        request = {"model": self.model, "messages": [{"role": "user", "content": content}]} | self.sampling
+        try:
+            body = json.loads(self._client.chat.completions.with_raw_response.create(**request).http_response.content)
+            trouble = None if isinstance(body, dict) else NOT_JSON
+        except self._openai.APIError as error:
+            trouble = self._words(error)
+        except ValueError:
+            trouble = NOT_JSON
+        if trouble:  # outside of the handler: what the client raised may quote the key
+            raise EndpointError(f"{trouble} ({len(self.store.rows)} answers are safe in {self.store.path})")
+        return body
 
     def _words(self, error: Exception) -> str:
-        """What to do about an error of the client, and the server's words without the key."""
         if isinstance(error, self._openai.APITimeoutError):
             return f"no answer within {self._client.timeout} seconds; raise timeout, or lower concurrency"
         if isinstance(error, self._openai.APIConnectionError):
-            return "no connection to the server, or it broke off; is it running, and is base_url right?"
-        status = getattr(error, "status_code", None)
-        remedy = REMEDIES.get(status, "the server failed; see its log").format(
-            model=self.model, key_variable=self.key_variable, max_retries=self._client.max_retries
-        )
+            return "no connection to the server, or it broke off; is it running, and is base_url (http://...) right?"
+        remedy = REMEDIES.get(getattr(error, "status_code", None), "the request failed; see the server's log")
+        remedy = remedy.format(**vars(self), max_retries=self._client.max_retries)
         return f"{remedy}. The server said: {str(error).replace(self._client.api_key, '***')[:300]}"
-
-    def _digest(self, index: int) -> str:
-        """Names the picture by its pixels."""
-        if index not in self._pixels:
-            image = as_rgb(self.images[index])
-            self._pixels[index] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-        return self._pixels[index]

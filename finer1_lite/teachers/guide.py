@@ -14,15 +14,13 @@ from pathlib import Path
 from ..cot.chains import MAX_CANDIDATES, Chain
 from ..cot.concepts import split_concepts
 
-Guide = dict[str, list[str]]
 
-
-def read_guide(path: str | Path) -> Guide:
-    """A CSV with the columns `name` and `looks`: each class with the phrases of its looks.
+def read_guide(path: str | Path) -> dict[str, list[str]]:
+    """A CSV file with the columns `name` and `looks`: each class with the phrases of its looks.
 
     ValueError, with the line, for a class without looks or named twice, and without the two columns.
     """
-    guide: Guide = {}
+    guide: dict[str, list[str]] = {}
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"name", "looks"} <= set(rows.fieldnames or ()):
@@ -30,32 +28,20 @@ def read_guide(path: str | Path) -> Guide:
         for row in rows:
             name, phrases = (row["name"] or "").strip(), split_concepts(row["looks"] or "")
             if not name or not phrases or name in guide:
-                what = "is named twice" if name in guide else "needs a name and looks"
-                raise ValueError(f"{path}, line {rows.line_num}: {name or 'a class'} {what}")
+                raise ValueError(f"{path}, line {rows.line_num}: {name!r} is named twice, or lacks its name or looks")
             guide[name] = phrases
     return guide
 
 
-def look_alikes(guide: Mapping[str, Sequence[str]], name: str) -> list[str]:
-    """The other classes, those that share most phrases with `name` first.
+def guide_chain(guide: Mapping[str, Sequence[str]], label: str) -> Chain:
+    """The chain to `label`, beside the classes that share most phrases with it. KeyError where the guide lacks it.
 
-    >>> look_alikes({"a": ["red", "long"], "b": ["blue", "short"], "c": ["red", "short"]}, "a")
-    ['c', 'b']
+    >>> guide_chain({"a": ["red", "long"], "b": ["red", "short"]}, "a").comparison
+    'a: fits. b: short.'
     """
-    mine = set(guide[name])
-    return sorted((n for n in guide if n != name), key=lambda n: (-len(mine & set(guide[n])), n))
-
-
-def guide_chain(guide: Mapping[str, Sequence[str]], label: str, options: int = MAX_CANDIDATES) -> Chain:
-    """The chain that leads to `label`. KeyError, with the remedy, for a class that the guide lacks.
-
-    >>> guide_chain({"a": ["red", "long"], "c": ["red", "short"]}, "a").comparison
-    'a: fits. c: short.'
-    """
-    if label not in guide:
-        raise KeyError(f"the guide has no class {label!r}: add a line with its looks, or leave its images out")
-    names = sorted([label, *look_alikes(guide, label)[: options - 1]])
     mine = set(guide[label])
+    others = sorted((n for n in guide if n != label), key=lambda n: (-len(mine & set(guide[n])), n))
+    names = sorted([label, *others[: MAX_CANDIDATES - 1]])
     instead = {n: ", ".join(p for p in guide[n] if p not in mine) or "the same looks" for n in names}
     instead[label] = "fits"
     comparison = ". ".join(f"{n}: {words}" for n, words in instead.items()) + "."

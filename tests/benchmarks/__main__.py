@@ -1,61 +1,103 @@
-"""The command line: see the package."""
+"""How fast a step is: our loop beside TRL's `GRPOTrainer`, on one thread of a CPU.
+
+    python -m tests.benchmarks step    # step times in alternating pairs, and exact counts: about 8 minutes
+    python -m tests.benchmarks exact   # the counts alone
+
+Run it from the root of the repository, with nothing beside it. It writes to `tests/benchmarks/results`: `step.csv`,
+every timed step of either side (what other machines left there stays); `ratios.csv`, for each machine our seconds
+over theirs, the median and the range over the pairs, also in CPU time, which something running beside it moves less;
+`exact.csv`, what no noise can touch: patches encoded, floating-point operations, bytes alive at the peak. What is
+made equal for both sides, and what is not, is said in `setting.py`.
+"""
 
 import argparse
-import time
 import warnings
-from pathlib import Path
+from contextlib import nullcontext
 
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from . import growth, trl_step
-from .setting import Step
+from .measure import RESULTS, Meter, PeakMemory, add_rows, facts, together
+from .setting import OurSide, Step, TheirSide, fixed_length
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def save(name: str, rows) -> pd.DataFrame:
-    table = pd.DataFrame(rows)
-    table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
-    return table
+SIDES = ("trl", "dapo", "tapo")  # in the order in which they take turns
 
 
-def beside_other_machines(steps: list[dict]) -> pd.DataFrame:
-    """These rows, behind those that other machines have left in `step.csv`."""
-    rows, path = pd.DataFrame(steps), RESULTS / "step.csv"
-    before = pd.read_csv(path) if path.exists() else rows[:0]
-    return pd.concat([before[~before["machine"].isin(rows["machine"])], rows], ignore_index=True)
+def sides_of(step: Step, steps: int) -> dict[str, TheirSide | OurSide]:
+    """Plain GRPO by TRL, the same by our loop, and full TAPO: half of each group from the positive."""
+    return {"trl": TheirSide(step, steps), "dapo": OurSide(step, "dapo"), "tapo": OurSide(step, "tapo")}
 
 
-def compare(pairs: int) -> None:
-    """Step times in both precisions, and the exact counts."""
-    steps = [row for nf4 in (True, False) for row in trl_step.timed_steps(Step(quantize=nf4), pairs)]
-    found = save("ratios", trl_step.ratios(save("step", beside_other_machines(steps))))
+def take_turns(sides: dict, contexts: dict[str, list]) -> None:
+    """After each step of TRL's trainer ours take one. Step i of a side runs in its contexts[i]."""
+
+    def ours(i: int) -> None:
+        for name in SIDES[1:]:
+            sides[name].take(contexts[name][i])
+
+    with fixed_length():
+        sides["trl"].take_all(contexts["trl"], then=ours)
+
+
+def timed_steps(step: Step, pairs: int) -> list[dict]:
+    """`pairs` rounds after a warm-up; one row for each side and round."""
+    sides = sides_of(step, 1 + pairs)
+    meters = {name: [Meter(side.visual) for _ in range(pairs)] for name, side in sides.items()}
+    take_turns(sides, {name: [nullcontext(), *made] for name, made in meters.items()})
+    what = {"precision": "nf4" if step.quantize else "fp32", "rollouts": step.rollouts, "tokens": step.max_new_tokens}
+    turns = [(i, side) for i in range(pairs) for side in SIDES]
+    return [what | {"pair": i, "side": side} | meters[side][i].row() | facts(step.seed) for i, side in turns]
+
+
+def exact_counts(step: Step) -> list[dict]:
+    """Patches, operations and peak bytes of one step of each side, in fp32: 4-bit products are not counted.
+
+    Operations: of matrix products, attention and convolutions, as `FlopCounterMode` counts them.
+    """
+    sides, rows = sides_of(step, 1), []
+    meters = {name: Meter(side.visual) for name, side in sides.items()}
+    flops = {name: FlopCounterMode(display=False) for name in sides}
+    memory = {name: PeakMemory() for name in sides}
+    take_turns(sides, {name: [together(meters[name], flops[name], memory[name])] for name in sides})
+    for name, side in sides.items():
+        patches = meters[name].patches
+        counts = {
+            "side": name, "rollouts": step.rollouts, "tokens": step.max_new_tokens,
+            "distinct_images": side.distinct_images(), "image_encodings": patches // step.patches_per_image,
+            "patches": patches, "gflop": flops[name].get_total_flops() / 1e9, "peak_mb": memory[name].peak / 1e6,
+        }  # fmt: skip
+        rows.append(counts | facts(step.seed))
+    return rows
+
+
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Our seconds over TRL's of the same pair: median, lowest, highest; by the wall clock and by CPU time."""
+    made = []
+    for (machine, precision), part in rows.groupby(["machine", "precision"], sort=False):
+        for side in SIDES[1:]:
+            for clock in ("seconds", "cpu_seconds"):
+                wide = part.pivot(index="pair", columns="side", values=clock)
+                ratio = wide[side] / wide["trl"]
+                made.append({
+                    "machine": machine, "precision": precision, "side": side, "clock": clock, "pairs": len(wide),
+                    "ratio": ratio.median(), "lowest": ratio.min(), "highest": ratio.max(),
+                    "ours": wide[side].median(), "trl": wide["trl"].median(),
+                })  # fmt: skip
+    return pd.DataFrame(made)
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("what", choices=("step", "exact"))
+parser.add_argument("--pairs", type=int, default=5, help="timed rounds for each precision")
+args = parser.parse_args()
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+if args.what == "step":
+    steps = [row for nf4 in (True, False) for row in timed_steps(Step(quantize=nf4), args.pairs)]
+    found = ratios(add_rows(RESULTS / "step.csv", steps, replaces=["machine"]))
+    found.to_csv(RESULTS / "ratios.csv", index=False, float_format="%.6g")
     print(found.round(3).to_string(index=False))
-    exact = save("exact", trl_step.exact_counts(Step(quantize=False)))
-    print(exact[["side", "distinct_images", "image_encodings", "gflop", "peak_mb"]].to_string(index=False))
-
-
-def grow() -> None:
-    """The sweeps, their fits and the plot."""
-    rows = save("growth", growth.sweep())
-    growth.draw(rows, save("growth_fits", growth.fits(rows)), RESULTS / "growth.png")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("step", "growth", "all"), default="all")
-    parser.add_argument("--pairs", type=int, default=5, help="timed rounds for each precision")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    RESULTS.mkdir(exist_ok=True)
-    start = time.perf_counter()
-    if args.what != "growth":
-        compare(args.pairs)
-    if args.what != "step":
-        grow()
-    print(f"{(time.perf_counter() - start) / 60:.1f} minutes; results in tests/benchmarks/results")
-
-
-main()
+exact = pd.DataFrame(exact_counts(Step(quantize=False)))
+exact.to_csv(RESULTS / "exact.csv", index=False, float_format="%.6g")
+print(exact[["side", "distinct_images", "image_encodings", "gflop", "peak_mb"]].to_string(index=False))

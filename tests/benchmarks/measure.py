@@ -1,107 +1,64 @@
-"""Stopwatch, counters and the facts of the machine: nothing here knows what is measured."""
+"""Clocks, counters, the facts of the machine and the files of results: nothing here knows what is measured."""
 
 import os
 import platform
+import re
 import time
 import weakref
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from unittest.mock import patch
+from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-PHASES = ("vision", "prefill", "decode", "score", "backward", "rest")
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
+
+
+def add_rows(path: Path, rows: list[dict], replaces: Sequence[str] = ()) -> pd.DataFrame:
+    """Add rows to a CSV file, in place of those that agree with the first in the columns `replaces`; returns all."""
+    new = pd.DataFrame(rows)
+    table = pd.read_csv(path) if path.exists() else new[:0]
+    if replaces:
+        table = table[(table[list(replaces)] != new.loc[0, list(replaces)]).any(axis=1)]
+    table = pd.concat([table, new], ignore_index=True)
+    table.to_csv(path, index=False, float_format="%.6g")
+    return table
 
 
 def facts(seed: int) -> dict[str, str | int]:
     """Columns that every result row carries: the machine, the versions, the seed."""
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {cpu_name()}"
-    versions = {package: version(package) for package in PACKAGES}
-    return {"seed": seed, "threads": torch.get_num_threads(), "machine": machine} | versions
-
-
-def cpu_name() -> str:
-    """The processor's name; on systems without /proc what Python knows."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-class Stopwatch:
-    """Seconds by phase. Phases nest; the time of an inner one does not count for the outer one."""
-
-    def __init__(self):
-        self.seconds: Counter[str] = Counter()
-        self._open: list[str] = []
-        self._since = 0.0
-
-    def _settle(self) -> None:
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def phase(self, name: str):
-        self._settle()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._settle()
-            self._open.pop()
-
-    @contextmanager
-    def watching(self, *watched: tuple[object, str, str]):
-        """Inside, each (owner, attribute, phase) is a function whose calls count for the phase."""
-        with ExitStack() as stack:
-            for owner, name, phase in watched:
-                stack.enter_context(patch.object(owner, name, self._timed(getattr(owner, name), phase)))
-            yield self
-
-    def _timed(self, function: Callable, phase: str) -> Callable:
-        def timed(*args, **kwargs):
-            with self.phase(phase):
-                return function(*args, **kwargs)
-
-        return timed
+    info = Path("/proc/cpuinfo")
+    names = re.findall("model name\\s*: (.*)", info.read_text()) if info.exists() else []
+    cpu = f"{(names or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {cpu}"
+    return {"seed": seed, "threads": torch.get_num_threads(), "machine": machine} | {p: version(p) for p in PACKAGES}
 
 
 class Meter:
-    """Seconds by phase, and image patches encoded, between entering and leaving it."""
+    """Between entering and leaving: seconds on the wall clock, of this process, and image patches encoded."""
 
-    def __init__(self, visual: torch.nn.Module, watched: list[tuple[object, str, str]]):
-        self.visual, self.watched = visual, [*watched, (visual, "forward", "vision")]
-        self.watch, self.patches, self.seconds, self.cpu_seconds = Stopwatch(), 0, 0.0, 0.0
+    def __init__(self, visual: torch.nn.Module):
+        self.visual, self.patches = visual, 0
 
     def __enter__(self):
-        self._stack = ExitStack()
-        handle = self.visual.register_forward_pre_hook(self._count, with_kwargs=True)
-        self._stack.callback(handle.remove)
-        self._stack.enter_context(self.watch.watching(*self.watched))
-        self._start = time.perf_counter(), time.process_time()
-        self._stack.enter_context(self.watch.phase("rest"))
+        self.handle = self.visual.register_forward_pre_hook(self.count, with_kwargs=True)
+        self.start = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *_):
-        self._stack.close()
-        self.seconds = time.perf_counter() - self._start[0]
-        self.cpu_seconds = time.process_time() - self._start[1]
-
-    def _count(self, module, args, kwargs):
-        self.patches += len(args[0] if args else kwargs["hidden_states"])
+        self.stop = time.perf_counter(), time.process_time()
+        self.handle.remove()
 
     def row(self) -> dict[str, float]:
-        """seconds: on the wall clock, and its phases. cpu_seconds: of this process alone."""
-        phases = {name: self.watch.seconds[name] for name in PHASES}
-        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds} | phases
+        return {"seconds": self.stop[0] - self.start[0], "cpu_seconds": self.stop[1] - self.start[1]}
+
+    def count(self, module, args, kwargs):
+        self.patches += len(args[0] if args else kwargs["hidden_states"])
 
 
 @contextmanager
@@ -116,44 +73,29 @@ def together(*contexts):
 class PeakMemory(TorchDispatchMode):
     """Highest sum of the bytes of all tensors that were made inside and are still alive, in `peak`.
 
-    Exact and repeatable, unlike the process's resident size, which depends on the allocator and on what ran
-    before. Tensors from outside (the weights) do not count, nor does scratch memory inside one operation. It
-    slows every operation, so time and memory are measured in different runs.
+    Exact and repeatable, unlike the process's resident size. Tensors from outside (the weights) do not count, nor
+    does scratch memory inside one operation. It slows every operation: measure time and memory in different runs.
     """
 
     def __init__(self):
         super().__init__()
-        self.alive, self.peak, self._known = 0, 0, {}
+        self.alive, self.peak, self.known = 0, 0, {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        for tensor in tensors_in([args, *kwargs.values()]):
-            self._meet(tensor, made=False)
-        out = function(*args, **kwargs)
-        for tensor in tensors_in([out]):
-            self._meet(tensor, made=True)
+        self.meet((args, kwargs), made=False)
+        out = function(*args, **kwargs or {})
+        self.meet(out, made=True)
         return out
 
-    def _meet(self, tensor: torch.Tensor, made: bool) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known[key] = storage.nbytes() if made else 0
-        self.alive += self._known[key]
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, key)
+    def meet(self, values, made: bool) -> None:
+        for tensor in tree_leaves(values):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is None or storage._cdata in self.known:
+                continue
+            self.known[storage._cdata] = storage.nbytes() if made else 0
+            self.alive += self.known[storage._cdata]
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self.forget, storage._cdata)
 
-    def _forget(self, key: int) -> None:
-        self.alive -= self._known.pop(key)
-
-
-def tensors_in(values) -> list[torch.Tensor]:
-    """Those in a list or tuple and in the lists and tuples in it."""
-    found = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += tensors_in(value)
-    return found
+    def forget(self, key: int) -> None:
+        self.alive -= self.known.pop(key)

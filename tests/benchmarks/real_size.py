@@ -3,15 +3,12 @@
     python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256
     python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 --trl
 
-Random weights are valid for speed and memory and say nothing about accuracy. The model is built from its
-configuration, saved as safetensors and loaded again by the package's own `load_policy`, so the path is the one
-that the downloaded model takes; only the tokenizer is the tiny one, whose ids the configuration gets. An end token is
-never sampled, so completions have their full length. Two warm-up steps, then the median of `--steps`, synchronised.
-`--trl` takes the steps with TRL's `GRPOTrainer` instead: the same model in NF4 with the same LoRA, the library's own
-`generate`, as many rollouts (all from the anchor, and no negative: GRPO has none). A row is added to
-`tests/benchmarks/results/real_size.csv`: seconds by phase, milliseconds of the rollouts for each decoding step (its share
-of reading the prompts included), tokens per second, peak memory, and seconds over the lower bound that the arithmetic
-alone would take.
+Random weights are valid for speed and memory and say nothing about accuracy. The model is saved and loaded again by
+the package's own `load_policy`; only the tokenizer is the tiny one. An end token is never sampled, so completions are
+of full length. Two warm-up steps, then the median of `--steps`. `--trl` takes the steps with TRL's `GRPOTrainer`: the
+same model in NF4 with the same LoRA, as many rollouts (all from the anchor, and no negative: GRPO has none). A row
+goes to `tests/benchmarks/results/real_size.csv`: seconds of sampling and of the update, milliseconds for a decoding
+step (with its share of reading the prompts), tokens per second, peak memory, seconds over the arithmetic's.
 """
 
 import argparse
@@ -25,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from finer1_lite.memory import sizes
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -35,11 +31,11 @@ from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy, load_processor
 from finer1_lite.prompts import QUESTIONS
 from finer1_lite.tapo import Tapo
-from tests.benchmarks.qwen import qwen_config
 
+from .measure import RESULTS, add_rows
+from .qwen import qwen_config
 from .setting import Step, TheirSide, fixed_length, our_reward, sampler_of
 
-RESULTS = Path(__file__).parent / "results" / "real_size.csv"
 PEAK_TFLOPS = {
     "Tesla T4": 65, "NVIDIA L4": 121, "NVIDIA A100": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756,
     "NVIDIA H200": 989,
@@ -77,22 +73,21 @@ def make_loop(profile: Profile, image_tokens: int) -> Tapo:
     return Tapo(policy, cache, labels, sampler_of(labels, 0), profile.tapo, loss, 0, our_reward)
 
 
-def now(device: str) -> float:
-    """Seconds, after everything that was asked of the device is done."""
-    if device == "cuda":
+def now() -> float:
+    """Seconds, after everything that was asked of a GPU is done."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def one_step(loop: Tapo) -> dict[str, float]:
     """Seconds of the two halves of a step."""
-    device = loop.policy.profile.device
-    start = now(device)
+    start = now()
     with fixed_length():
         groups, _ = loop.collect()
-    sampled = now(device)
+    sampled = now()
     loop.update(groups)
-    return {"rollout_s": sampled - start, "update_s": now(device) - sampled}
+    return {"rollout_s": sampled - start, "update_s": now() - sampled}
 
 
 def bound(profile: Profile, config, image_tokens: int, device_name: str) -> float:
@@ -102,8 +97,11 @@ def bound(profile: Profile, config, image_tokens: int, device_name: str) -> floa
     where no gradient goes through it; the vision tower not at all, because features are kept. config: the model's.
     """
     text = config.text_config
-    token, logits = 2e-9 * sizes(config, profile.lora_r)["linears"], 2e-9 * text.hidden_size * text.vocab_size
-    peak = next((p for name, p in PEAK_TFLOPS.items() if f"{device_name}-".startswith((f"{name} ", f"{name}-"))), float("nan"))
+    hidden, heads = text.hidden_size, 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    linears = text.num_hidden_layers * hidden * (2 * hidden + heads + 3 * text.intermediate_size)  # of all layers
+    token, logits = 2e-9 * linears, 2e-9 * hidden * text.vocab_size
+    known = [p for name, p in PEAK_TFLOPS.items() if f"{device_name}-".startswith((f"{name} ", f"{name}-"))]
+    peak = known[0] if known else np.nan
     c = profile.tapo
     rows, sides = c.questions * (c.num_anchor + c.num_positive), c.questions * (2 if c.num_positive else 1)
     prompts, completions = sides * (image_tokens + 60), rows * profile.max_new_tokens
@@ -113,23 +111,23 @@ def bound(profile: Profile, config, image_tokens: int, device_name: str) -> floa
 
 def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
     """Seconds of each of `steps` steps of TRL's trainer."""
-    policy, c, clock = load_policy(replace(profile, offload_tower=False)), profile.tapo, []  # TRL would not fetch it
+    policy, c = load_policy(replace(profile, offload_tower=False)), profile.tapo  # TRL would not fetch the tower
     n = c.num_anchor + c.num_positive
     step = Step(c.questions, n, profile.max_new_tokens, micro_batch=min(c.micro_batch, c.questions * n))
     asked = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(c.questions * steps)]
     rows = Dataset.from_dict({"prompt": asked, "image": pictures(image_tokens, len(asked))})
-    on_gpu = profile.device == "cuda"
     side = TheirSide(
-        step, steps, policy, rows, use_cpu=not on_gpu, bf16=on_gpu and profile.dtype == "bfloat16",
-        fp16=on_gpu and profile.dtype == "float16", gradient_checkpointing=profile.checkpointing,
+        step, steps, policy, rows, use_cpu=profile.device == "cpu", bf16=profile.dtype == "bfloat16",
+        fp16=profile.dtype == "float16", gradient_checkpointing=profile.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
+    clock = []
 
     @contextmanager
     def timed():
-        start = now(profile.device)
+        start = now()
         yield
-        clock.append(now(profile.device) - start)
+        clock.append(now() - start)
 
     side.take_all([timed() for _ in range(steps)])
     return clock
@@ -137,30 +135,29 @@ def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
 
 def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2, trl: bool = False) -> dict:
     """One row of the results."""
-    name = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu"
+    name, c = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu", profile.tapo
     if profile.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if trl:
-        times = pd.Series({"rollout_s": np.nan, "update_s": np.nan})
-        total, config = float(np.median(trl_steps(profile, image_tokens, warm_up + steps)[warm_up:])), None
+        times, least = pd.Series({"rollout_s": np.nan, "update_s": np.nan}), np.nan
+        total = float(np.median(trl_steps(profile, image_tokens, warm_up + steps)[warm_up:]))
     else:
         loop = make_loop(profile, image_tokens)
         loop.cache.get(range(len(loop.labels)))  # a run encodes each image once
         times = pd.DataFrame([one_step(loop) for _ in range(warm_up + steps)])[warm_up:].median()
-        total, config = float(times.sum()), loop.policy.model.config
-    c, least = profile.tapo, bound(profile, config, image_tokens, name) if config else np.nan
+        total, least = float(times.sum()), bound(profile, loop.policy.model.config, image_tokens, name)
     made = c.questions * (c.num_anchor + c.num_positive) * profile.max_new_tokens
-    peaks = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()] if profile.device == "cuda" else [0, 0]
+    peaks = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())  # 0 without a GPU
     return {
         "side": "trl" if trl else "tapo", "profile": profile.name, "card": name, "image_tokens": image_tokens,
         "new_tokens": profile.max_new_tokens, "step_s": total, **times,
         "decode_ms": 1000 * times.rollout_s / profile.max_new_tokens, "tokens_per_s": made / total,
-        "allocated_gib": peaks[0] / 2**30, "reserved_gib": peaks[1] / 2**30, "bound_s": least, "over_bound": total / least,
+        "allocated_gib": peaks[0] / 2**30, "reserved_gib": peaks[1] / 2**30, "bound_s": least,
+        "over_bound": total / least,
     } | versions()  # fmt: skip
 
 
-def main() -> None:
-    """Command line: one profile at one size."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("profile", choices=[n for n in PROFILES if n != "cpu"])
     parser.add_argument("--image-tokens", type=int, default=256)
@@ -179,10 +176,5 @@ def main() -> None:
         pixels = args.image_tokens * 28 * 28
         profile = replace(profile, model_id=folder, max_new_tokens=args.new_tokens, max_pixels=pixels)
         row = measure(profile, args.image_tokens, args.steps, trl=args.trl)
-    old = pd.read_csv(RESULTS).to_dict("records") if RESULTS.exists() else []
-    pd.DataFrame(old + [row]).to_csv(RESULTS, index=False, float_format="%.6g")
+    add_rows(RESULTS / "real_size.csv", [row])
     print(pd.Series(row).to_string())
-
-
-if __name__ == "__main__":
-    main()

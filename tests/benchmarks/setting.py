@@ -1,37 +1,29 @@
-"""The same step for both: TRL's `GRPOTrainer` and our `Tapo`, with the same model, prompts and lengths.
+"""The same step for both: TRL's `GRPOTrainer` and our `Tapo`.
 
-What is made equal, and how:
+Equal are: the tiny base model with LoRA on the language model, in NF4 or in fp32; questions and images (TRL's data
+set holds what our loop will draw); lengths (the end token cannot be sampled); all groups are kept; temperature,
+nucleus, micro-batch, optimizer; the adapter in fp32 (TRL casts that of a 4-bit model to bfloat16, and here it is cast
+back); no gradient checkpointing (TRL's default, which would cost it another forward pass).
 
-- The tiny base model with LoRA on the language model, in NF4 as the CPU profile trains it, or in fp32.
-- Questions and images: TRL's data set holds what our loop will draw, in that order.
-- Lengths: the end token cannot be sampled, so each completion has exactly `max_new_tokens` tokens.
-- Rollouts: all groups are kept (no dynamic sampling); temperature, nucleus, micro-batch, optimizer alike.
-- The adapter in fp32: TRL casts that of a 4-bit model to bfloat16, and here it is cast back.
-- TRL without gradient checkpointing, which is its default and would cost it another forward pass.
-
-Where they cannot be equal the advantage is TRL's: its data loader is not timed, and our image cache is
-emptied before each step, while in a run every image is encoded only once. In one point it is ours: TRL
-computes the entropy of each token for its log, and cannot be told not to.
+Where they cannot be equal the advantage is TRL's: its data loader is not timed, and our image cache is emptied before
+each step. In one point it is ours: TRL computes the entropy of each token for its log, and cannot be told not to.
 """
 
 import tempfile
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from transformers import PrinterCallback, TrainerCallback
 
-from finer1_lite import tapo as tapo_module
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
-from finer1_lite.config import RELEASED_SWITCHES, Profile, TapoConfig, get_profile
-from finer1_lite.losses import DAPO, LossConfig
+from finer1_lite.config import PROFILES, RELEASED_SWITCHES, Profile, TapoConfig
+from finer1_lite.losses import DAPO
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, load_policy
@@ -64,17 +56,14 @@ class Step:
 
     def profile(self) -> Profile:
         """The CPU profile with this step's lengths and sizes."""
-        return replace(
-            get_profile("cpu"), max_new_tokens=self.max_new_tokens, quantize=self.quantize,
-            max_pixels=self.image_size[0] * self.image_size[1], rollout_batch=self.rollouts,
-        )  # fmt: skip
+        sizes = {"max_pixels": self.image_size[0] * self.image_size[1], "rollout_batch": self.rollouts}
+        return replace(PROFILES["cpu"], max_new_tokens=self.max_new_tokens, quantize=self.quantize, **sizes)
 
     def config(self, num_positive: int) -> TapoConfig:
         """`num_positive` of the rollouts of a question come from the positive."""
-        return replace(
-            get_profile("cpu").tapo, questions=self.questions, num_anchor=self.num_generations - num_positive,
-            num_positive=num_positive, micro_batch=self.micro_batch, micro_tokens=10**9,
-        )  # fmt: skip
+        rollouts = {"num_anchor": self.num_generations - num_positive, "num_positive": num_positive}
+        sizes = {"questions": self.questions, "micro_batch": self.micro_batch, "micro_tokens": 10**9}
+        return replace(PROFILES["cpu"].tapo, **rollouts, **sizes)
 
 
 def images_of(step: Step) -> tuple[list[Image.Image], list[str]]:
@@ -90,62 +79,42 @@ def sampler_of(labels: list[str], seed: int) -> TripletSampler:
     return TripletSampler(labels, {c: [o for o in classes if o != c] for c in classes}, seed)
 
 
-def worth(text: str) -> float:
+def our_reward(completion: str, label: str = "") -> dict[str, float]:
     """A reward with a signal for any policy: does the text have an even number of characters?"""
-    return float(len(text) % 2 == 0)
-
-
-def our_reward(completion: str, label: str) -> dict[str, float]:
-    return {"overall": worth(completion), "accuracy": worth(completion), "format": 1.0}
+    value = float(len(completion) % 2 == 0)
+    return {"overall": value, "accuracy": value, "format": 1.0}
 
 
 def their_reward(completions: list[list[dict]], **_) -> list[float]:
-    return [worth(message["content"]) for (message,) in completions]
+    return [our_reward(message["content"])["overall"] for (message,) in completions]
 
 
 @contextmanager
 def fixed_length():
     """Inside, our rollouts cannot sample the end token, as TRL's cannot under `min_new_tokens`."""
     known = rollout_module.forbidden_ids
-    with patch.object(rollout_module, "forbidden_ids", lambda model: [*known(model), eos_of(model)]):
+    with patch.object(
+        rollout_module, "forbidden_ids", lambda model: [*known(model), model.config.get_text_config().eos_token_id]
+    ):
         yield
 
 
-def eos_of(model: torch.nn.Module) -> int:
-    return model.config.get_text_config().eos_token_id
-
-
 class OurSide:
-    """`Tapo` on birds. `watched` and `take` are what the measurements need."""
+    """`Tapo` on birds. "dapo": all rollouts from the anchor, no triplet terms: what TRL's trainer does. "tapo": half
+    of each group from the positive; the negative scored too; the CPU profile's switches."""
 
-    def __init__(self, step: Step, num_positive: int, loss: LossConfig):
-        self.step, (images, labels) = step, images_of(step)
+    def __init__(self, step: Step, name: str):
+        images, labels = images_of(step)
         policy = load_policy(step.profile(), seed=step.seed)
         cache = VisionCache(policy.model, policy.processor, images)
+        num_positive, loss = {"dapo": (0, DAPO), "tapo": (step.num_generations // 2, RELEASED_SWITCHES)}[name]
         config, loss = step.config(num_positive), replace(loss, filter_rule="none")
         sampler = sampler_of(labels, step.seed)
         self.loop = Tapo(policy, cache, labels, sampler, config, loss, step.seed, our_reward)
-        self.groups = []
-
-    @classmethod
-    def dapo(cls, step: Step):
-        """All rollouts from the anchor and no triplet terms: what TRL's trainer does."""
-        return cls(step, 0, DAPO)
-
-    @classmethod
-    def tapo(cls, step: Step):
-        """Half of each group from the positive; the negative scored too; the CPU profile's switches."""
-        return cls(step, step.num_generations // 2, RELEASED_SWITCHES)
-
-    def watched(self) -> tuple[torch.nn.Module, list[tuple[object, str, str]]]:
-        """The vision tower, and which calls belong to which phase."""
-        return self.loop.policy.backbone.visual, [
-            (tapo_module, "rollout", "decode"), (rollout_module, "read_prompts", "prefill"),
-            (tapo_module, "completion_logps", "score"), (torch.Tensor, "backward", "backward"),
-        ]  # fmt: skip
+        self.visual, self.groups = policy.backbone.visual, []
 
     def take(self, context) -> dict[str, float]:
-        """Draw, roll out, score and update once, with no image encoded yet; returns what was logged."""
+        """Draw, roll out, score and update once in `context`, with no image encoded yet; returns what was logged."""
         loop = self.loop
         with context:
             loop.cache = VisionCache(loop.policy.model, loop.policy.processor, loop.cache.images)
@@ -154,11 +123,8 @@ class OurSide:
 
     def distinct_images(self) -> int:
         """Images that the last step had to look at."""
-        triplets = [g.triplet for g in self.groups]
-        used = {t.anchor for t in triplets}
-        used |= {t.positive for t in triplets} if self.loop.config.num_positive else set()
-        used |= {t.negative for t in triplets} if self.loop.loss.gamma or self.loop.loss.eta2 else set()
-        return len(used)
+        names = ("anchor", "positive", "negative") if self.loop.config.num_positive else ("anchor",)
+        return len({getattr(g.triplet, name) for g in self.groups for name in names})
 
 
 def their_rows(step: Step, steps: int) -> Dataset:
@@ -174,10 +140,7 @@ def their_rows(step: Step, steps: int) -> Dataset:
 
 
 class Around(TrainerCallback):
-    """Runs each optimizer step of a trainer inside a context of its own, and something else after it."""
-
-    def __init__(self):
-        self.contexts, self.then = [], lambda i: None
+    """Runs step i of a trainer inside `contexts[i]`, and `then(i)` after it."""
 
     def on_step_begin(self, args, state, control, **_):
         self.contexts[state.global_step].__enter__()
@@ -189,39 +152,27 @@ class Around(TrainerCallback):
 
 
 class TheirSide:
-    """TRL's `GRPOTrainer`, for `steps` steps; trl is an extra, so it is imported here.
+    """TRL's `GRPOTrainer`, for `steps` steps on the tiny model and birds, or on another policy with its rows.
 
-    policy, rows: default: the tiny model and birds. changed: arguments that are not those of `their_arguments`.
+    changed: arguments that are not those of `their_arguments`.
     """
 
     def __init__(self, step: Step, steps: int, policy: Policy | None = None, rows: Dataset | None = None, **changed):
-        import trl
+        import trl  # an extra
 
         policy, self.around = policy or load_policy(step.profile(), seed=step.seed), Around()
         for layer in policy.model.modules():  # PEFT's own forward, as TRL has it
             if isinstance(layer, LoraLayer):
                 vars(layer).pop("forward", None)
-        self.folder = tempfile.TemporaryDirectory()
-        self.visual = policy.backbone.visual
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arguments = trl.GRPOConfig(self.folder.name, **their_arguments(step, steps) | changed)
-            self.trainer = trl.GRPOTrainer(
-                policy.model, their_reward, arguments, rows or their_rows(step, steps),
-                processing_class=policy.processor, callbacks=[self.around],
-            )  # fmt: skip
+        self.folder, self.visual = tempfile.TemporaryDirectory(), policy.backbone.visual
+        arguments = trl.GRPOConfig(self.folder.name, **their_arguments(step, steps) | changed)
+        self.trainer = trl.GRPOTrainer(
+            policy.model, their_reward, arguments, rows or their_rows(step, steps),
+            processing_class=policy.processor, callbacks=[self.around],
+        )  # fmt: skip
         self.trainer.remove_callback(PrinterCallback)
         for p in policy.trainable():
             p.data = p.data.float()
-
-    def watched(self) -> tuple[torch.nn.Module, list[tuple[object, str, str]]]:
-        """The vision tower, and which calls belong to which phase."""
-        model = self.trainer.model
-        return self.visual, [
-            (model, "generate", "decode"), (model.get_base_model(), "_prefill", "prefill"),
-            (self.trainer, "_get_per_token_logps_and_entropies", "score"),
-            (self.trainer.accelerator, "backward", "backward"),
-        ]  # fmt: skip
 
     def distinct_images(self) -> int:
         """Images of a step: one for each question."""
