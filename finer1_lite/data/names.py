@@ -15,23 +15,18 @@ def clean_name(raw: str) -> str:
 
     UTF-8 that somebody read as Windows or Latin-1 text is put right.
 
-    >>> clean_name("Black_footed_Albatross"), clean_name(" 707-320 "), clean_name("Bull &amp; Terrier")
-    ('Black footed Albatross', '707-320', 'Bull & Terrier')
-    >>> clean_name("GrÃ¼nfink")
-    'Grünfink'
+    >>> clean_name("Black_footed_Albatross"), clean_name(" 707-320 "), clean_name("GrÃ¼nfink")
+    ('Black footed Albatross', '707-320', 'Grünfink')
     """
-    text = unicodedata.normalize("NFKC", _reread(html.unescape(raw))).replace("_", " ").replace("\xad", "")
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
-
-
-def _reread(text: str) -> str:
-    """Letters of a real name are no valid UTF-8 once written in these codes; what is, was read wrongly."""
+    text = html.unescape(raw)
     for code in ("cp1252", "latin-1"):
-        try:
-            return text.encode(code).decode("utf-8")
+        try:  # letters of a real name are no valid UTF-8 once written in these codes; what is, was read wrongly
+            text = text.encode(code).decode("utf-8")
+            break
         except UnicodeError:
             pass
-    return text
+    text = unicodedata.normalize("NFKC", text).replace("_", " ").replace("\xad", "")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _numbered(names: list[str]) -> bool:
@@ -45,12 +40,11 @@ def _numbered(names: list[str]) -> bool:
 
 
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
-    """Each distinct raw name with its clean one. Numbers of classes, as folders of CUB and Dogs begin with, go: no model
-    could guess them. ValueError for a name without a letter or digit, and for two that
-    become one (or differ only in case): are they one class or two? NFC and NFD spellings are one.
+    """Each distinct raw name with its clean one. Numbers of classes, as folders of CUB and Dogs begin with, go.
 
-    >>> clean_names(["House_Finch", "wren"])
-    {'House_Finch': 'House Finch', 'wren': 'wren'}
+    ValueError for a name without a letter or digit, and for two that become one or differ only in case: are they one
+    class or two? NFC and NFD spellings are one.
+
     >>> clean_names(["001.Laysan_Albatross", "118.House_Sparrow"])
     {'001.Laysan_Albatross': 'Laysan Albatross', '118.House_Sparrow': 'House Sparrow'}
     """

@@ -1,4 +1,4 @@
-"""The paper's split for any data set: 60% of the classes seen, four training images each, tests of seen and unseen ones.
+"""The paper's split for any data set: 60% of the classes seen, four training images each, tests of all classes.
 
 No picture is in two parts. Where the source has a training part and another one, training images come from its
 training part and test images from its test part (its validation part where it has no other), which stays whole; val
@@ -6,7 +6,6 @@ comes from the source's validation part, else from training images that are left
 what it has. A source with one part alone is split as if it had none.
 """
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from ..files import read_jsonl
 from ..samplers import k_shot, split_classes
 
 VAL_PER_CLASS = 2
@@ -31,23 +31,22 @@ def few_shot(
     for a class of `seen` that is too small.
     """
     labels, source = list(data["label"]), _parts(data)
-    last = "test" if "test" in source else "val"
-    pool = [i for i, s in enumerate(source) if s in (None, "train")]
-    enough = set(_classes_with(labels, range(len(data)), shots + 1))
-    trainable = [c for c in _classes_with(labels, pool, shots) if c in enough]
-    chosen = _seen_classes(labels, trainable, seed, seen_fraction, seen, shots)
-    mine = [i for i in pool if labels[i] in chosen]
-    train = [mine[i] for i in k_shot([labels[i] for i in mine], shots, seed)]
+    pool = [i for i, part in enumerate(source) if part in (None, "train")]
+    chosen = _seen_classes(labels, [labels[i] for i in pool], shots, seed, seen_fraction, seen)
+    pool = [i for i in pool if labels[i] in chosen]
+    train = _drawn(pool, labels, shots, seed)
     left = sorted(set(range(len(data))) - set(train))
+    last = "test" if "test" in source else "val"
     test = _preferred(labels, left, {i for i in left if source[i] == last})
     free = sorted(set(left) - set(test))
     free = _preferred(labels, free, {i for i in free if source[i] == "val"})
-    sizes, served = Counter(labels[i] for i in test), {labels[i] for i in free}  # few images: rather a test than a validation
+    # a class with few images is rather tested than validated
+    sizes, served = Counter(labels[i] for i in test), {labels[i] for i in free}
     free += [i for i in test if labels[i] not in served and sizes[labels[i]] > VAL_PER_CLASS]
-    val = sorted(free[i] for i in k_shot([labels[i] for i in free], VAL_PER_CLASS, seed, on_short="keep"))
+    val = sorted(_drawn(free, labels, VAL_PER_CLASS, seed))
     test = sorted(set(test) - set(val))
     if test_per_class:
-        test = [test[i] for i in k_shot([labels[i] for i in test], test_per_class, seed, on_short="keep")]
+        test = _drawn(test, labels, test_per_class, seed)
     marked = data.add_column("seen", [label in chosen for label in labels])
     return DatasetDict({name: marked.select(rows) for name, rows in (("train", train), ("val", val), ("test", test))})
 
@@ -58,44 +57,36 @@ def _parts(data: Dataset) -> list[str | None]:
     return parts if "train" in parts and set(parts) - {None, "train"} else [None] * len(data)
 
 
-def _preferred(labels, rows, good: set[int]) -> list[int]:
+def _drawn(rows: list[int], labels: list[str], number: int, seed: int) -> list[int]:
+    """At most this number of rows of each class."""
+    return [rows[i] for i in k_shot([labels[i] for i in rows], number, seed, on_short="keep")]
+
+
+def _preferred(labels: list[str], rows: list[int], good: set[int]) -> list[int]:
     """Of each class the good rows, or all of its rows where it has no good one."""
     served = {labels[i] for i in good}
     return [i for i in rows if i in good or labels[i] not in served]
 
 
-def _classes_with(labels, rows, least: int) -> list[str]:
-    return sorted(label for label, n in Counter(labels[i] for i in rows).items() if n >= least)
-
-
-def _seen_classes(labels, trainable, seed, seen_fraction, seen, shots) -> set[str]:
-    small = sorted(set(labels) - set(trainable))
-    if seen is not None:
-        chosen = set(split_classes(labels, seen=seen)[0])
-        if bad := sorted(chosen & set(small)):
-            raise ValueError(f"seen class {bad[0]!r} has too few images for {shots} shots and a test; add some, or drop it")
-        return chosen
-    drawn, _ = split_classes(labels, seen_fraction, seed)
-    chosen = set(drawn) - set(small)
-    if not chosen:
+def _seen_classes(labels, trainable, shots, seed, seen_fraction, seen) -> set[str]:
+    """The classes to train on. trainable: the labels of images that may be trained on."""
+    whole, usable = Counter(labels), Counter(trainable)
+    drawn = split_classes(labels, seen_fraction, seed, seen)[0]
+    small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
+    few = f"too few images for {shots} shots and a test"
+    if seen is not None and small:
+        raise ValueError(f"seen class {small[0]!r} has {few}; add some, or drop it")
+    if len(small) == len(drawn):
         raise ValueError(f"no class has {shots} images to train on and one to test: add images, or lower shots")
-    if lost := sorted(set(drawn) - chosen):
-        warnings.warn(
-            f"{len(lost)} class(es) have too few images for {shots} shots and a test and are never trained on: "
-            f"{', '.join(lost[:5])}", stacklevel=3,
-        )  # fmt: skip
-    return chosen
+    if small:
+        names = ", ".join(small[:5])
+        warnings.warn(f"{len(small)} class(es) have {few} and are never trained on: {names}", stacklevel=3)
+    return set(drawn) - set(small)
 
 
 def released_classes(path: str | Path) -> list[str]:
     """The classes of a released closed-world file (JSONL with `ground_truth`), for `few_shot(seen=...)`.
 
-    ValueError naming a broken line.
+    ValueError for a line that is no object, KeyError for one without ground_truth.
     """
-    found = set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        try:
-            found |= {json.loads(line)["ground_truth"]} if line.strip() else set()
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: should be an object with ground_truth ({error!r})") from None
-    return sorted(found)
+    return sorted({row["ground_truth"] for _, row in read_jsonl(path)})
