@@ -25,24 +25,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: Path, decode: bool = True) -> Image.Image | None:
-    """The picture of a file, see `as_rgb`. ValueError with the reason if the model cannot have it.
-
-    decode=False reads the header alone and returns None: fast, but it does not find a file that is cut off.
-    """
+def read_image(path: Path) -> Image.Image:
+    """The picture of a file, see `as_rgb`. ValueError with the reason if the model cannot have it."""
     try:
         with Image.open(path) as file:
-            reason = _bad_size(*file.size)
-            image = as_rgb(file) if decode and not reason else None
+            width, height = file.size
+            if width * height > MOST_PIXELS:
+                reason = f"{width} x {height} pixels: too large, scale it down"
+            elif max(width, height) > LONGEST * min(width, height):
+                reason = f"{width} x {height} pixels: too long and thin, crop it"
+            else:
+                return as_rgb(file)
     except Exception as error:  # a broken file makes Pillow raise almost anything
         reason = REASONS.get(type(error), f"cannot be read: {error}")
-    if reason:
-        raise ValueError(reason)
-    return image
-
-
-def _bad_size(width: int, height: int) -> str | None:
-    if width * height > MOST_PIXELS:
-        return f"{width} x {height} pixels: too large, scale it down"
-    if max(width, height) > LONGEST * min(width, height):
-        return f"{width} x {height} pixels: too long and thin, crop it"
+    raise ValueError(reason)

@@ -1,12 +1,11 @@
 """The paper's data sets as their authors give them out: one reader for each unpacked archive, and iNaturalist 2021.
 
 Each reader gives the entries of `sources`: names cleaned for people, the official split, and a family (a coarser
-class) where the archive knows one. It reads lists alone: a picture that is listed but missing is found by
-`load_images`. FileNotFoundError for a wrong folder.
+class) where the archive knows one. FileNotFoundError for a wrong folder.
 
-The layouts come from read-me files of the archives (aircraft, pets, iNaturalist) and from other projects' readers.
-They were tried here on small copies made by hand, not on the archives. Names of flowers and pets are spelt as in the
-released closed-world files, and names of cars pass unchanged (tested), so that `splits.released_classes` fits.
+The layouts come from read-me files of the archives and from other projects' readers, and were tried on small copies
+made by hand, not on the archives. Names of cars, flowers and pets are spelt as in the released closed-world files
+(tested), so that `splits.released_classes` fits.
 """
 
 import json
@@ -19,24 +18,9 @@ from scipy.io import loadmat
 from .names import clean_name
 from .sources import Entry
 
-# The archive has numbers only. The names in its order, as the released files spell them: they say globe flower for
-# globe-flower (16), pink and yellow dahlia for pink-yellow dahlia (60), and air plant for ball moss (93).
-FLOWERS = (
-    "pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, "
-    "moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear "
-    "thistle, yellow iris, globe flower, purple coneflower, peruvian lily, balloon flower, giant white arum "
-    "lily, fire lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy, prince of wales "
-    "feathers, stemless gentian, artichoke, sweet william, carnation, garden phlox, love in the mist, mexican "
-    "aster, alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, "
-    "barbeton daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, "
-    "oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff, "
-    "gaura, geranium, orange dahlia, pink and yellow dahlia, cautleya spicata, japanese anemone, black-eyed "
-    "susan, silverbush, californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, "
-    "gazania, azalea, water lily, rose, thorn apple, morning glory, passion flower, lotus, toad lily, "
-    "anthurium, frangipani, clematis, hibiscus, columbine, desert-rose, tree mallow, magnolia, cyclamen, "
-    "watercress, canna lily, hippeastrum, bee balm, air plant, foxglove, bougainvillea, camellia, mallow, "
-    "mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily"
-).split(", ")
+# The archive of flowers has numbers only. The names in its order, as the released files spell them: globe flower for
+# globe-flower (16), pink and yellow dahlia for pink-yellow dahlia (60), air plant for ball moss (93).
+FLOWERS = Path(__file__).with_name("flowers.txt").read_text().splitlines()
 LONG_MAKES = ("AM General", "Aston Martin", "Land Rover")  # the other makes of Stanford Cars are one word
 INATURALIST_PARTS = {"train": "train", "train_mini": "train", "val": "val"}
 
@@ -54,10 +38,9 @@ def cub_200(folder: str | Path) -> list[Entry]:
 
 
 def stanford_cars(folder: str | Path) -> list[Entry]:
-    """Stanford Cars: make, model, kind and year, as in "Audi A5 Coupe 2012". Family: the make.
+    """Stanford Cars: the folder that holds `devkit`. Label: as in "Audi A5 Coupe 2012"; family: the make.
 
-    The folder holds `devkit`, `cars_train` and `cars_test`. `cars_test_annos_withlabels.mat` is a download of its
-    own; it may lie beside `devkit` or in it.
+    `cars_test_annos_withlabels.mat` is a download of its own; it may lie beside `devkit` or in it.
     """
     names = _mat(folder, "class_names", "devkit/cars_meta.mat")
     labelled = "cars_test_annos_withlabels.mat"
@@ -93,10 +76,7 @@ def flowers_102(folder: str | Path) -> list[Entry]:
 
 
 def oxford_pets(folder: str | Path) -> list[Entry]:
-    """Oxford-IIIT Pets: each word of a name with a capital, as in "American Bulldog". Family: cat or dog.
-
-    The folder holds `images` and `annotations`. `trainval.txt` is the split "train".
-    """
+    """Oxford-IIIT Pets: the folder that holds `annotations`. Label: as in "American Bulldog"; family: cat or dog."""
     entries = []
     for name, split in {"trainval": "train", "test": "test"}.items():
         for image, numbers in _table(folder, f"annotations/{name}.txt").items():  # "Abyssinian_100", "1 1 1"
@@ -120,19 +100,18 @@ def fgvc_aircraft(folder: str | Path) -> list[Entry]:
 def inaturalist(folder: str | Path, part: str = "train") -> list[Entry]:
     """iNaturalist 2021. Label: the common name, and the binomial where there is none or several species share it.
 
-    part: "train" (2.7 million pictures), "train_mini" or "val"; the test has no labels. The folder holds `train.json`
-    and `train`, or those of the other part. Family: the genus.
+    part: "train" (2.7 million pictures), "train_mini" or "val"; the folder holds `train` and `train.json` (or those
+    of the other part). Family: the genus.
     """
     content = json.loads(_file(folder, f"{part}.json").read_text(encoding="utf-8"))
     files = {row["id"]: row["file_name"] for row in content["images"]}
     common = {row["id"]: clean_name(row["common_name"] or "") for row in content["categories"]}
-    uses = Counter(name.casefold() for name in common.values())
-    species = {}
+    uses, species = Counter(name.casefold() for name in common.values()), {}
     for row in content["categories"]:
-        alone = common[row["id"]] and uses[common[row["id"]].casefold()] == 1  # else two species became one class
-        species[row["id"]] = common[row["id"]] if alone else clean_name(row["name"]), row["genus"]
-    pairs = [(Path(folder) / files[row["image_id"]], *species[row["category_id"]]) for row in content["annotations"]]
-    return [Entry(*pair, INATURALIST_PARTS[part]) for pair in pairs]
+        name = common[row["id"]]
+        species[row["id"]] = name if name and uses[name.casefold()] == 1 else clean_name(row["name"]), row["genus"]
+    pairs = [(files[row["image_id"]], *species[row["category_id"]]) for row in content["annotations"]]
+    return [Entry(Path(folder) / file, label, genus, INATURALIST_PARTS[part]) for file, label, genus in pairs]
 
 
 def _file(folder: str | Path, *names: str) -> Path:

@@ -1,13 +1,11 @@
-"""Data in and out: chats of stage 1 in three forms, and closed-world questions. No row loses anything.
+"""Data in and out: chats of stage 1 in three forms, closed-world questions.
 
 Our chat row is that of `cot.chains.chat_row`: messages (one user, one assistant turn), images, and whatever else a
-row carries; `system` is the system prompt, if there is one. The other forms, with the same further keys beside:
+row carries; `system` is the system prompt, if there is one. The other forms hold the same in other places:
 
-    LLaMA-Factory   messages [system?, user, assistant] of role and content, images
-    ShareGPT        conversations [system?, human, gpt] of from and value, images
-    TRL             prompt [system?, user], completion [assistant] with lists of typed parts as content, images
-
-What our row cannot hold is a ValueError: more turns, <image> anywhere but in the question.
+    LLaMA-Factory   messages [system?, user, assistant] of role and content
+    ShareGPT        conversations [system?, human, gpt] of from and value
+    TRL             prompt [system?, user], completion [assistant] with lists of typed parts as content
 """
 
 import json
@@ -26,13 +24,16 @@ from ..prompts import QUESTIONS, bare_question, make_options
 from ..rewards import normalise
 from .triplets import MARK
 
-TURNS = {"llama_factory": ["messages"], "sharegpt": ["conversations"], "trl": ["prompt", "completion"]}
-SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}
+FORMS = {  # keys of the row, keys of a turn, who speaks
+    "llama_factory": (["messages"], "role", "content", ["system", "user", "assistant"]),
+    "sharegpt": (["conversations"], "from", "value", ["system", "human", "gpt"]),
+    "trl": (["prompt", "completion"], "role", "content", ["system", "user", "assistant"]),
+}
 OPTIONS = 4
 
 
 def to_chat(row: dict, form: str) -> dict:
-    """Our row in the form "llama_factory", "sharegpt" or "trl".
+    """Our row in the form "llama_factory", "sharegpt" or "trl". ValueError for what `from_chat` would refuse.
 
     For TRL's trainer let `images` hold pictures: `cast_column("images", List(Image()))`.
 
@@ -41,48 +42,45 @@ def to_chat(row: dict, form: str) -> dict:
     >>> to_chat(row, "sharegpt")["conversations"][1], from_chat(to_chat(row, "sharegpt"), "sharegpt") == row
     ({'from': 'gpt', 'value': 'A wren.'}, True)
     """
+    keys, role, content, names = FORMS[form]
     rest = from_chat(row, "llama_factory")  # checked
-    turns = [{"role": "system", "content": rest.pop("system")}] if "system" in rest else []
-    turns += rest.pop("messages")
-    if clash := rest.keys() & TURNS[form]:
+    texts = [turn["content"] for turn in rest.pop("messages")]
+    texts = [rest.pop("system"), *texts] if "system" in rest else texts
+    if clash := rest.keys() & set(keys):
         raise ValueError(f"the row's own key {clash} would be lost; rename it")
-    if form == "sharegpt":
-        turns = [{"from": SHAREGPT[turn["role"]], "value": turn["content"]} for turn in turns]
-    if form == "trl":
-        turns = [{"role": turn["role"], "content": _parts(turn["content"])} for turn in turns]
-        return {"prompt": turns[:-1], "completion": turns[-1:]} | rest
-    return {TURNS[form][0]: turns} | rest
+    contents = map(_parts, texts) if form == "trl" else texts
+    turns = [{role: name, content: value} for name, value in zip(names[-len(texts) :], contents)]
+    return dict(zip(keys, [turns[:-1], turns[-1:]] if form == "trl" else [turns])) | rest
 
 
 def from_chat(row: dict, form: str) -> dict:
-    """Our row of one in the form "llama_factory", "sharegpt" or "trl", also as a `datasets.Dataset` gives it back."""
-    turns = [turn for key in TURNS[form] for turn in row[key]]
-    rest = {key: value for key, value in row.items() if key not in TURNS[form]}
-    if form == "sharegpt":
-        ours = {theirs: role for role, theirs in SHAREGPT.items()}
-        turns = [{"role": ours.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
-    if form == "trl":
-        turns = [{"role": turn["role"], "content": _joined(turn["content"])} for turn in turns]
-    roles = ["system"] * ("system" in rest) + [turn["role"] for turn in turns]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]) or any(len(turn) != 2 for turn in turns):
-        raise ValueError(f"a question and an answer are needed, after one system prompt or none, got {roles}: {turns}")
-    if len(turns) == 3:
-        rest["system"] = turns.pop(0)["content"]
-    texts = [rest.get("system", ""), *(turn["content"] for turn in turns)]
-    if [text.count(MARK) for text in texts] != [0, len(rest["images"]), 0]:
+    """Our row of one in the form "llama_factory", "sharegpt" or "trl", also as a `datasets.Dataset` gives it back.
+
+    ValueError for what our row cannot hold: more turns, more keys in a turn, <image> outside of the question.
+    """
+    keys, role, content, names = FORMS[form]
+    rest = {key: value for key, value in row.items() if key not in keys}
+    turns = [turn for key in keys for turn in row[key]]
+    found = names[:1] * ("system" in rest) + [turn[role] for turn in turns]
+    if found not in (names, names[1:]) or any(len(turn) != 2 for turn in turns):
+        raise ValueError(f"a question and an answer are needed, after a system prompt or none, got {found}: {turns}")
+    texts = [_joined(turn[content]) for turn in turns]
+    if len(texts) == 3:
+        rest["system"] = texts.pop(0)
+    if [text.count(MARK) for text in [rest.get("system", ""), *texts]] != [0, len(rest["images"]), 0]:
         raise ValueError(f"{MARK} should be in the question, once for each image, and nowhere else, got {texts}")
-    return {"messages": turns} | rest
+    return {"messages": [{"role": who, "content": text} for who, text in zip(("user", "assistant"), texts)]} | rest
 
 
 def _parts(text: str) -> list[dict]:
-    """Text with marks as typed parts."""
     pieces = [piece for piece in re.split(f"({MARK})", text) if piece] or [""]
     return [{"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces]
 
 
 def _joined(content: str | list[dict]) -> str:
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return "".join(MARK if part["type"] == "image" else part["text"] for part in parts)
+    if isinstance(content, str):
+        return content
+    return "".join(MARK if part["type"] == "image" else part["text"] for part in content)
 
 
 def to_llama_factory(row: dict) -> dict:
@@ -91,7 +89,7 @@ def to_llama_factory(row: dict) -> dict:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """The objects of a file, a JSON list or JSONL. FileNotFoundError; ValueError with the number of a broken line."""
+    """The objects of a file, a JSON list or JSONL. ValueError with the number of a broken line."""
     text = Path(path).read_text(encoding="utf-8-sig")
     return json.loads(text) if text.lstrip().startswith("[") else [row for _, row in read_jsonl(path)]
 
@@ -111,33 +109,30 @@ def add_dataset_info(rows_file: str | Path, name: str) -> None:
     known[name] = {
         "file_name": Path(rows_file).name, "formatting": "sharegpt",
         "columns": {"messages": "messages", "images": "images"},
-        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-                 "system_tag": "system"},
+        "tags": {f"{name}_tag": name for name in ("role", "content", "user", "assistant", "system")},
     }  # fmt: skip
     write_whole(path, json.dumps(known, ensure_ascii=False, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
 class ClosedWorld:
-    """Questions with image_path, question, options, ground_truth; `containing`: the indices of rows in which a wrong
-    option contains the right one, so that by containment both count as right."""
+    """Questions with image_path, question, options and ground_truth."""
 
     rows: list[dict]
-    containing: list[int]
+    containing: list[int]  # rows in which a wrong option contains the right one: by containment both count as right
 
 
 def read_closed_world(path: str | Path) -> ClosedWorld:
-    """A JSONL file as released. FileNotFoundError; ValueError with the number of a line that is no such question."""
+    """A JSONL file as released. ValueError with the number of a line that is no such question."""
     rows = [_checked(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
     pairs = [(normalise(row["ground_truth"]), map(normalise, row["options"])) for row in rows]
     return ClosedWorld(rows, [i for i, (right, options) in enumerate(pairs) if sum(right in o for o in options) > 1])
 
 
 def _checked(row: dict, where: str) -> dict:
-    options = row["options"]
-    if len(set(map(normalise, options))) != OPTIONS or len(options) != OPTIONS or row["ground_truth"] not in options:
-        raise ValueError(f"{where}: {OPTIONS} options are needed that differ in more than case and punctuation, "
-                         f"{row['ground_truth']!r} among them, got {options}")  # fmt: skip
+    options, right = row.get("options", []), row.get("ground_truth")
+    if len(options) != OPTIONS or len(set(map(normalise, options))) != OPTIONS or right not in options:
+        raise ValueError(f"{where}: {right!r} and {OPTIONS - 1} options of other letters are needed, got {options}")
     return row
 
 
@@ -156,8 +151,8 @@ def write_closed_world(
     for label in data["label"]:
         options = make_options(label, nearest, rng, OPTIONS)
         options = sorted(options, key=lambda option: option != label) if official else options
-        texts = {"question": bare_question(rng, questions), "options": options, "ground_truth": label}
-        rows.append(_checked({"image_path": "", **texts}, f"class {label!r} in `nearest`"))
+        row = {"image_path": "", "question": bare_question(rng, questions), "options": options, "ground_truth": label}
+        rows.append(_checked(row, f"class {label!r} in `nearest`"))
     for number, stored in enumerate(data.cast_column("image", ImageColumn(decode=False))["image"]):
         file = Path(stored["path"] or "").absolute()
         if stored["bytes"] is not None or not file.is_file():

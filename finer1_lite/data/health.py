@@ -2,13 +2,12 @@
 
 Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`). Measured on 1856 drawn birds and 384
 drawn fish (`tests/test_data_health.py` holds a part of it): the same picture as JPEG of quality 20, at half or double
-size, or 20% darker, is at most 24 bits away, two different pictures at least 38. With 8 x 8 bits the two ranges overlap.
-What it misses: a picture cropped, turned or mirrored, and a strongly blurred copy.
+size, or 20% darker, is at most 24 bits away, two different pictures at least 38. It misses a picture that is cropped,
+turned or mirrored, and a strongly blurred copy.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import combinations
 
 import imagehash
@@ -21,9 +20,7 @@ from ..images import LONGEST, as_rgb
 from ..rewards import normalise
 from .names import normal_name
 
-HASH_SIDE = 16
 MAX_DISTANCE = 28  # of 256 bits; nearer to 24 than to 38, as more pictures hold nearer strangers
-AT_ONCE = 64  # pictures that are compared with all others in one step: 40 MB for 20,000
 SHOTS = 4
 STEP_IMAGES = 24  # of a TAPO step: 8 questions (`config.TapoConfig`), each with anchor, positive and negative
 TINY = 56  # pixels of the shorter side: below 56 x 56 Qwen's processor enlarges
@@ -40,36 +37,28 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Health:
-    """What `check_health` found. `problems` are sentences that name thing and remedy; the tables are to be shown.
-
-    counts: images by class (index) and split. sizes: in pixels, by split. duplicates: pairs of pictures that are one,
-    with split, row and label of both (`_a`, `_b`), `distance` in bits, `exact` where all pixels are the same. names:
-    see `similar_names`. tokens: image tokens by split; step_tokens: of the images that one TAPO step encodes.
-    """
+    """What `check_health` found: `problems` are sentences that name thing and remedy; the tables are to be shown."""
 
     problems: list[str]
-    counts: pd.DataFrame
-    sizes: pd.DataFrame
-    duplicates: pd.DataFrame
-    names: pd.DataFrame
-    tokens: pd.DataFrame | None
-    step_tokens: int | None
+    counts: pd.DataFrame  # images by class and split
+    sizes: pd.DataFrame  # in pixels, by split
+    duplicates: pd.DataFrame  # pairs that are one picture: split, row, label of both (`_a`, `_b`), `distance` in bits
+    names: pd.DataFrame  # see `similar_names`
+    tokens: pd.DataFrame | None  # image tokens by split
+    step_tokens: int | None  # of the images that one TAPO step encodes
 
 
 def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> Health:
     """Look at every picture and name of a Dataset, or of a DatasetDict with splits train, val, test.
 
     processor: Qwen2.5-VL's, to count image tokens by its own rule. max_distance: bits of 256 up to which two pictures
-    are one. Every picture is decoded once, then all pairs are compared: 20,000 pictures take 10 seconds. ValueError for
-    an empty data set, and for a row without a name or a readable picture.
+    are one; all pairs are compared, 10 seconds for 20,000. ValueError for an empty data set, and for a row without a
+    name or a readable picture.
     """
     splits = splits if isinstance(splits, Mapping) else {"all": splits}
     facts = pd.DataFrame([fact for split, data in splits.items() for fact in _facts_of(split, data)])
     if facts.empty:
         raise ValueError("the data set has no rows; was the right folder read?")
-    short, long = facts[["width", "height"]].min(axis=1), facts[["width", "height"]].max(axis=1)
-    facts = facts.assign(short=short, long=long, tiny=short < TINY, large=short * long > LARGE)
-    facts["thin"] = long > LONGEST * short
     by_split = facts.groupby("split", sort=False)
     sizes = by_split.agg(images=("row", "count"), shortest_side=("short", "min"), longest_side=("long", "max"))
     sizes = sizes.join(by_split[["width", "height"]].median().add_prefix("median_"))
@@ -81,34 +70,30 @@ def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> He
 
 
 def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
-    """Where each picture is, its label, sides and hashes."""
-    data = data.select_columns(["image", "label"])
     for row in tqdm(range(len(data)), desc=f"look at {split}", leave=False, delay=5):
         try:
-            values = data[row]
-            image, label = as_rgb(values["image"]), values["label"]
+            image, label = as_rgb(data[row]["image"]), data[row]["label"]
         except Exception as error:  # a broken file makes Pillow raise almost anything
             raise ValueError(f"{split}[{row}] has no readable picture, leave it out: {error}") from error
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"{split}[{row}] has the label {label!r}; labels should be the words to say")
-        pixels = blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
-        bits = np.packbits(imagehash.phash(image, HASH_SIDE).hash).tobytes()
-        yield {"split": split, "row": row, "label": label, "width": image.width, "height": image.height,
-               "pixels": pixels, "bits": bits}  # fmt: skip
+        short, long = sorted(image.size)
+        yield {
+            "split": split, "row": row, "label": label, "width": image.width, "height": image.height, "short": short,
+            "long": long, "tiny": short < TINY, "large": short * long > LARGE, "thin": long > LONGEST * short,
+            "bits": np.packbits(imagehash.phash(image, 16).hash).tobytes(),
+        }  # fmt: skip
 
 
 def _duplicates(facts: pd.DataFrame, max_distance: int) -> pd.DataFrame:
     bits = np.frombuffer(b"".join(facts["bits"]), np.uint64).reshape(len(facts), -1)
     found = []
-    for start in range(0, len(bits), AT_ONCE):
-        apart = np.bitwise_count(bits[start : start + AT_ONCE, None] ^ bits[None, start:]).sum(-1, dtype=np.uint16)
-        a, b = np.nonzero(np.triu(apart <= max_distance, 1))  # each pair once, none with itself
-        found.append(np.stack([a + start, b + start, apart[a, b]]))
-    a, b, distance = np.concatenate(found, axis=1)
+    for a in range(len(bits)):
+        apart = np.bitwise_count(bits[a] ^ bits[a + 1 :]).sum(-1)
+        found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= max_distance)]
+    a, b, distance = np.array(found, dtype=int).reshape(-1, 3).T
     one, other = (facts.iloc[i][["split", "row", "label"]].reset_index(drop=True) for i in (a, b))
-    pixels = facts["pixels"].to_numpy()
-    pairs = one.add_suffix("_a").join(other.add_suffix("_b"))
-    return pairs.assign(distance=distance, exact=(pixels[a] == pixels[b]).astype(bool))
+    return one.add_suffix("_a").join(other.add_suffix("_b")).assign(distance=distance)
 
 
 def similar_names(names: Iterable[str]) -> pd.DataFrame:
@@ -119,11 +104,11 @@ def similar_names(names: Iterable[str]) -> pd.DataFrame:
     >>> similar_names(["Wren", "House Wren", "Tern 2", "Tern 3"]).iloc[0].tolist()
     ['Wren', 'House Wren', 'the first contained in the second']
     """
-    names = sorted(set(names), key=lambda name: (len(normalise(name)), name))
     plain = {name: normalise(name) for name in names}
-    solid = {name: plain[name].replace(" ", "") for name in names}
-    bare = {name: normal_name(name) for name in names}
-    less = {name: _with_a_letter_less(solid[name]) for name in names}
+    solid = {name: plain[name].replace(" ", "") for name in plain}
+    bare = {name: normal_name(name) for name in plain}
+    less = {name: _with_a_letter_less(solid[name]) for name in plain}
+    order = sorted(plain, key=lambda name: (len(plain[name]), name))
     tests = {
         SAME: lambda a, b: solid[a] == solid[b],
         BRACKETS: lambda a, b: bare[a] == bare[b] != "",
@@ -131,11 +116,10 @@ def similar_names(names: Iterable[str]) -> pd.DataFrame:
         SLIP: lambda a, b: not less[a].isdisjoint(less[b]),
     }
     found = {why: [] for why in tests}
-    for pair in combinations(names, 2):
+    for pair in combinations(order, 2):
         if why := next((why for why, alike in tests.items() if alike(*pair)), None):
             found[why].append((*pair, why))
-    rows = [row for pairs in found.values() for row in sorted(pairs)]
-    return pd.DataFrame(rows, columns=["name_a", "name_b", "why"])
+    return pd.DataFrame([row for why in tests for row in sorted(found[why])], columns=["name_a", "name_b", "why"])
 
 
 def _with_a_letter_less(name: str) -> set[str]:
@@ -146,11 +130,12 @@ def _with_a_letter_less(name: str) -> set[str]:
 
 def _tokens(facts: pd.DataFrame, rule) -> tuple[pd.DataFrame, int]:
     """Image tokens by split, and those of a TAPO step, of training images where these are known."""
-    size = zip(facts["height"], facts["width"])
-    tokens = facts.assign(n=[rule.get_number_of_image_patches(h, w, {}) // rule.merge_size**2 for h, w in size])
-    table = tokens.groupby("split", sort=False)["n"].agg(["min", "median", "max", "sum"])
-    trained = tokens[tokens["split"] == "train"] if "train" in table.index else tokens
-    return table, round(STEP_IMAGES * trained["n"].mean())
+    sides = zip(facts["height"], facts["width"])
+    patches = [rule.get_number_of_image_patches(*pair, {}) for pair in sides]
+    tokens = pd.Series(patches, facts.index) // rule.merge_size**2
+    table = tokens.groupby(facts["split"], sort=False).agg(["min", "median", "max", "sum"])
+    trained = tokens[facts["split"] == "train"] if "train" in table.index else tokens
+    return table, round(STEP_IMAGES * trained.mean())
 
 
 def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, names: pd.DataFrame) -> list[str]:
@@ -166,7 +151,7 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
     named, split = pairs["label_a"] != pairs["label_b"], pairs["split_a"] != pairs["split_b"]
     add("Pictures in two splits", pairs[split], pair, "What was trained on must not be tested on: drop one of each")
     add("Pictures under two names", pairs[named], pair, "Look at them, keep the right name, drop the other")
-    add("Pictures twice in a class", pairs[~named & ~split], pair, "Drop one of each: a shot given twice teaches once")
+    add("Pictures twice in a class", pairs[~named & ~split], pair, "Drop one: a shot given twice teaches once")
     for why, remedy in NAMES.items():
         add(f"Names, {why}", names[names["why"] == why], "{0.name_a!r} and {0.name_b!r}", remedy)
     if {"train", "test"} <= set(counts.columns):  # a class without training images is an unseen one
@@ -176,7 +161,7 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
         whole = counts.sum(axis=1)
         small = {f"with less than {SHOTS} images to learn from and one to test on": whole[whole <= SHOTS]}
     for what, sizes in small.items():
-        add(f"Classes {what}", sizes.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave the class out")
+        add(f"Classes {what}", sizes.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave it out")
     for column, what, remedy in [
         ("tiny", f"with a side below {TINY} pixels", "Details are lost in them: find larger ones"),
         ("large", f"above {LARGE // 10**6} megapixels", "Decoding them takes long: save them smaller once"),

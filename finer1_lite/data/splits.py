@@ -1,9 +1,8 @@
 """The paper's split for any data set: 60% of the classes seen, four training images each, tests of all classes.
 
-No picture is in two parts. Where the source has a training part and another one, training images come from its
-training part and test images from its test part (its validation part where it has no other), which stays whole; val
-comes from the source's validation part, else from training images that are left. A class that has none there gives
-what it has. A source with one part alone is split as if it had none.
+No picture is in two parts. Where the source has a training part and another one, training images come from the first
+and test images from its test part (its validation part where it has no other), which stays whole; val comes from the
+source's validation part, else from training images that are left. A class that has none there gives what it has.
 """
 
 import warnings
@@ -23,25 +22,33 @@ def few_shot(
     data: Dataset, shots: int = 4, seed: int = 0, seen_fraction: float = 0.6, seen: Iterable[str] | None = None,
     test_per_class: int | None = None,
 ) -> DatasetDict:  # fmt: skip
-    """`train` (shots images of each seen class), `val` (VAL_PER_CLASS of every class) and `test` (the rest).
+    """Split into `train` (shots images of each seen class), `val` (VAL_PER_CLASS of every class), `test` (the rest).
 
     data: columns image and label, perhaps split. Adds the column `seen`. seen: the seen classes, instead of a draw
     with `seed`. test_per_class: the most of a class in `test`. A class with fewer than shots + 1 images cannot be
     trained on and tested: it becomes unseen, with a warning. ValueError where no class is left to train on, and
     for a class of `seen` that is too small.
     """
-    labels, source = list(data["label"]), _parts(data)
+    labels, source = list(data["label"]), list(data["split"]) if "split" in data.column_names else []
+    if "train" not in source or not set(source) - {None, "train"}:  # one part alone
+        source = [None] * len(data)
     pool = [i for i, part in enumerate(source) if part in (None, "train")]
-    chosen = _seen_classes(labels, [labels[i] for i in pool], shots, seed, seen_fraction, seen)
-    pool = [i for i in pool if labels[i] in chosen]
-    train = _drawn(pool, labels, shots, seed)
+    whole, usable = Counter(labels), Counter(labels[i] for i in pool)
+    drawn = split_classes(labels, seen_fraction, seed, seen)[0]
+    small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
+    if small and (seen is not None or len(small) == len(drawn)):
+        raise ValueError(f"class {small[0]!r} has too few images for {shots} shots and a test: add some, or drop it")
+    if small:
+        names = ", ".join(small[:5])
+        warnings.warn(f"{len(small)} class(es) have too few images and are never trained on: {names}", stacklevel=2)
+    chosen = set(drawn) - set(small)
+    train = _drawn([i for i in pool if labels[i] in chosen], labels, shots, seed)
     left = sorted(set(range(len(data))) - set(train))
     last = "test" if "test" in source else "val"
     test = _preferred(labels, left, {i for i in left if source[i] == last})
     free = sorted(set(left) - set(test))
     free = _preferred(labels, free, {i for i in free if source[i] == "val"})
-    # a class with few images is rather tested than validated
-    sizes, served = Counter(labels[i] for i in test), {labels[i] for i in free}
+    sizes, served = Counter(labels[i] for i in test), {labels[i] for i in free}  # rather a test than a val
     free += [i for i in test if labels[i] not in served and sizes[labels[i]] > VAL_PER_CLASS]
     val = sorted(_drawn(free, labels, VAL_PER_CLASS, seed))
     test = sorted(set(test) - set(val))
@@ -49,12 +56,6 @@ def few_shot(
         test = _drawn(test, labels, test_per_class, seed)
     marked = data.add_column("seen", [label in chosen for label in labels])
     return DatasetDict({name: marked.select(rows) for name, rows in (("train", train), ("val", val), ("test", test))})
-
-
-def _parts(data: Dataset) -> list[str | None]:
-    """The source's part of each picture; None for all where it has no training part beside another one."""
-    parts = list(data["split"]) if "split" in data.column_names else []
-    return parts if "train" in parts and set(parts) - {None, "train"} else [None] * len(data)
 
 
 def _drawn(rows: list[int], labels: list[str], number: int, seed: int) -> list[int]:
@@ -68,25 +69,6 @@ def _preferred(labels: list[str], rows: list[int], good: set[int]) -> list[int]:
     return [i for i in rows if i in good or labels[i] not in served]
 
 
-def _seen_classes(labels, trainable, shots, seed, seen_fraction, seen) -> set[str]:
-    """The classes to train on. trainable: the labels of images that may be trained on."""
-    whole, usable = Counter(labels), Counter(trainable)
-    drawn = split_classes(labels, seen_fraction, seed, seen)[0]
-    small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
-    few = f"too few images for {shots} shots and a test"
-    if seen is not None and small:
-        raise ValueError(f"seen class {small[0]!r} has {few}; add some, or drop it")
-    if len(small) == len(drawn):
-        raise ValueError(f"no class has {shots} images to train on and one to test: add images, or lower shots")
-    if small:
-        names = ", ".join(small[:5])
-        warnings.warn(f"{len(small)} class(es) have {few} and are never trained on: {names}", stacklevel=3)
-    return set(drawn) - set(small)
-
-
 def released_classes(path: str | Path) -> list[str]:
-    """The classes of a released closed-world file (JSONL with `ground_truth`), for `few_shot(seen=...)`.
-
-    ValueError for a line that is no object, KeyError for one without ground_truth.
-    """
+    """The classes of a released closed-world file (JSONL with `ground_truth`), for `few_shot(seen=...)`."""
     return sorted({row["ground_truth"] for _, row in read_jsonl(path)})

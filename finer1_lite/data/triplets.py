@@ -1,20 +1,16 @@
 """Triplets as a data set that the released TAPO code (on EasyR1 / verl) trains on; written and read back.
 
 Each row has the released columns. What they hold was read from github.com/PKU-ICST-MIPL/FineR1_ICLR2026
-(`TAPO/verl/utils/dataset.py`, `TAPO/verl/trainer/ray_trainer_new.py`):
+(`TAPO/verl/utils/dataset.py`, `TAPO/verl/trainer/ray_trainer_new.py`). The names mislead:
 
     images       list of one image: the anchor
     image_noisy  list of one image: the positive. Answers are sampled from it beside the anchor's and share
-                 their advantages (`worker.actor.is_noisy`); the name comes from NoisyRollout
-    image_aug    list of one image: the negative. Answers are scored again under it, for the KL term; the name
-                 comes from PAPO, where it is the anchor with patches blackened
+                 their advantages (`worker.actor.is_noisy`)
+    image_aug    list of one image: the negative. Answers are scored again under it, for the KL term
     problem      "<image>" and the bare question; the format instruction comes from a template
     answer       the label
-
-The names mislead: `image_aug`, in spite of "intra-class augmentation", is not the positive.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,46 +36,39 @@ def export_triplets(
     """Write the triplets in two forms and return the folder `data`, the one to give as `data.train_files`.
 
         data/train-00000-of-00001.parquet   with the images inside: needs nothing else
-        triplets.jsonl, images/             the same rows with paths relative to `folder`; the released code
-                                            looks for them from the folder that it is started in
-        format_prompt.jinja                 our instruction, to give as `data.format_prompt`: with it a policy
-                                            of chapter 2 is asked as it was taught
+        triplets.jsonl, images/             the same rows with paths relative to `folder`, to be started there
+        format_prompt.jinja                 our instruction, to give as `data.format_prompt`
 
     triplets: indices into `images` and `labels`. questions: the bare question of each triplet. Positive and
     negative are resized to the anchor's size: an answer is scored under each of them with the anchor's
     placeholders, so all three must give the same number of image tokens. ValueError, before anything is written, for
     labels that do not fit, a question that holds "<image>", and without one question for each triplet.
     """
-    folder, inside, beside = Path(folder), [], []
-    for row, (triplet, question) in enumerate(zip(triplets, questions, strict=True)):
+    for triplet, question in zip(triplets, questions, strict=True):
         anchor, positive, negative = (labels[i] for i in triplet)
         if anchor != positive or anchor == negative or MARK in question:
-            raise ValueError(f"{triplet} has the labels {anchor!r}, {positive!r}, {negative!r}: two of one class and one"
-                             f" of another are needed, and a question without {MARK}: {question!r}")  # fmt: skip
-        texts = {"problem": f"{MARK}{question}", "answer": anchor}
-        pngs = {column: _png(triplet, role, images) for column, role in ROLES.items()}
+            raise ValueError(f"the labels {anchor!r}, {positive!r}, {negative!r} or {question!r} do not fit")
+    folder, inside, beside = Path(folder), [], []
+    for part in ("images", "data"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for row, (triplet, question) in enumerate(zip(triplets, questions)):
+        size, files = as_rgb(images[triplet.anchor]).size, {}
+        for column, role in ROLES.items():
+            files[column] = f"images/{row:06d}_{role}.png"  # a label could be any text
+            picture = as_rgb(images[getattr(triplet, role)])
+            picture.resize(size, Image.Resampling.BICUBIC).save(folder / files[column])
+        texts = {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]}
+        beside.append({column: [file] for column, file in files.items()} | texts)
+        pngs = {column: (folder / file).read_bytes() for column, file in files.items()}
         inside.append({column: [{"bytes": png, "path": None}] for column, png in pngs.items()} | texts)
-        # the name of a file holds no label, which could be any text
-        beside.append({column: [f"images/{row:06d}_{role}.png"] for column, role in ROLES.items()} | texts)
-    for files, pictures in zip(beside, inside):
-        for column in ROLES:
-            write_whole(folder / files[column][0], pictures[column][0]["bytes"])
     write_jsonl(folder / "triplets.jsonl", beside)
     write_whole(folder / "format_prompt.jinja", "{{ content | trim }} " + THINK_INSTRUCTION)
     table = Dataset.from_list(inside, features=FEATURES).with_format("arrow")[:]
     # before 4.0 `datasets` had no "List" and refuses the file; its "Sequence" is understood by all
     types = table.schema.metadata[b"huggingface"].replace(b'"List"', b'"Sequence"')
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({b"huggingface": types}), data / "train-00000-of-00001.parquet")
-    return data
-
-
-def _png(triplet: Triplet, role: str, images: Sequence[Image.Image]) -> bytes:
-    """One image of the triplet in the anchor's size."""
-    size, file = as_rgb(images[triplet.anchor]).size, io.BytesIO()
-    as_rgb(images[getattr(triplet, role)]).resize(size, Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
+    table = table.replace_schema_metadata({b"huggingface": types})
+    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
+    return folder / "data"
 
 
 def read_triplets(path: str | Path) -> Dataset:
