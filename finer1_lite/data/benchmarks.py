@@ -115,7 +115,6 @@ def inaturalist(folder: str | Path, part: str = "train") -> list[Entry]:
 
 
 def _file(folder: str | Path, *names: str) -> Path:
-    """The first of the names that is a file of the folder."""
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -130,5 +129,4 @@ def _table(folder: str | Path, name: str) -> dict[str, str]:
 
 
 def _mat(folder: str | Path, key: str, *names: str) -> np.ndarray:
-    """A variable of a MATLAB file as a row."""
     return np.atleast_1d(loadmat(_file(folder, *names), squeeze_me=True, variable_names=[key])[key])

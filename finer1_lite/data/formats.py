@@ -109,7 +109,7 @@ def add_dataset_info(rows_file: str | Path, name: str) -> None:
     known[name] = {
         "file_name": Path(rows_file).name, "formatting": "sharegpt",
         "columns": {"messages": "messages", "images": "images"},
-        "tags": {f"{name}_tag": name for name in ("role", "content", "user", "assistant", "system")},
+        "tags": {f"{key}_tag": key for key in ("role", "content", "user", "assistant", "system")},
     }  # fmt: skip
     write_whole(path, json.dumps(known, ensure_ascii=False, indent=2) + "\n")
 
@@ -132,7 +132,7 @@ def read_closed_world(path: str | Path) -> ClosedWorld:
 def _checked(row: dict, where: str) -> dict:
     options, right = row.get("options", []), row.get("ground_truth")
     if len(options) != OPTIONS or len(set(map(normalise, options))) != OPTIONS or right not in options:
-        raise ValueError(f"{where}: {right!r} and {OPTIONS - 1} options of other letters are needed, got {options}")
+        raise ValueError(f"{where}: {right!r} and {OPTIONS - 1} other names are needed as options, got {options}")
     return row
 
 

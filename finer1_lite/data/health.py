@@ -72,9 +72,11 @@ def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> He
 def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
     for row in tqdm(range(len(data)), desc=f"look at {split}", leave=False, delay=5):
         try:
-            image, label = as_rgb(data[row]["image"]), data[row]["label"]
+            values = data[row]
+            image = as_rgb(values["image"])
         except Exception as error:  # a broken file makes Pillow raise almost anything
             raise ValueError(f"{split}[{row}] has no readable picture, leave it out: {error}") from error
+        label = values["label"]
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"{split}[{row}] has the label {label!r}; labels should be the words to say")
         short, long = sorted(image.size)
@@ -129,9 +131,7 @@ def _with_a_letter_less(name: str) -> set[str]:
 
 
 def _tokens(facts: pd.DataFrame, rule) -> tuple[pd.DataFrame, int]:
-    """Image tokens by split, and those of a TAPO step, of training images where these are known."""
-    sides = zip(facts["height"], facts["width"])
-    patches = [rule.get_number_of_image_patches(*pair, {}) for pair in sides]
+    patches = [rule.get_number_of_image_patches(*sides, {}) for sides in zip(facts["height"], facts["width"])]
     tokens = pd.Series(patches, facts.index) // rule.merge_size**2
     table = tokens.groupby(facts["split"], sort=False).agg(["min", "median", "max", "sum"])
     trained = tokens[facts["split"] == "train"] if "train" in table.index else tokens
@@ -142,7 +142,6 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
     found = []
 
     def add(what: str, rows: pd.DataFrame, example: str, remedy: str) -> None:
-        """What is wrong, how often, the first three examples, the remedy."""
         if len(rows):
             examples = ", ".join(map(example.format, rows.head(3).itertuples())) + " and more" * (len(rows) > 3)
             found.append(f"{what} ({len(rows)}): {examples}. {remedy}.")
@@ -160,8 +159,8 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
     else:
         whole = counts.sum(axis=1)
         small = {f"with less than {SHOTS} images to learn from and one to test on": whole[whole <= SHOTS]}
-    for what, sizes in small.items():
-        add(f"Classes {what}", sizes.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave it out")
+    for what, few in small.items():
+        add(f"Classes {what}", few.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave the class out")
     for column, what, remedy in [
         ("tiny", f"with a side below {TINY} pixels", "Details are lost in them: find larger ones"),
         ("large", f"above {LARGE // 10**6} megapixels", "Decoding them takes long: save them smaller once"),

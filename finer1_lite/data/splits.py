@@ -36,11 +36,10 @@ def few_shot(
     whole, usable = Counter(labels), Counter(labels[i] for i in pool)
     drawn = split_classes(labels, seen_fraction, seed, seen)[0]
     small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
-    if small and (seen is not None or len(small) == len(drawn)):
-        raise ValueError(f"class {small[0]!r} has too few images for {shots} shots and a test: add some, or drop it")
+    if len(small) == len(drawn) or (small and seen is not None):
+        raise ValueError(f"too few images for {shots} shots and a test in {small[:5]} of the seen classes {drawn[:5]}")
     if small:
-        names = ", ".join(small[:5])
-        warnings.warn(f"{len(small)} class(es) have too few images and are never trained on: {names}", stacklevel=2)
+        warnings.warn(f"{len(small)} class(es) too small are never trained on: {', '.join(small[:5])}", stacklevel=2)
     chosen = set(drawn) - set(small)
     train = _drawn([i for i in pool if labels[i] in chosen], labels, shots, seed)
     left = sorted(set(range(len(data))) - set(train))
@@ -59,7 +58,6 @@ def few_shot(
 
 
 def _drawn(rows: list[int], labels: list[str], number: int, seed: int) -> list[int]:
-    """At most this number of rows of each class."""
     return [rows[i] for i in k_shot([labels[i] for i in rows], number, seed, on_short="keep")]
 
 
