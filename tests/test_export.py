@@ -14,7 +14,7 @@ from PIL import Image
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.data.triplets import export_triplets
+from finer1_lite.data.triplets import export_triplets, read_triplets
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import instructed
 from finer1_lite.samplers import Triplet
@@ -51,12 +51,12 @@ def test_columns_hold_what_the_released_code_expects(folder, images, tmp_path):
     assert rows["problem"] == [f"<image>{q}" for q in QUESTIONS]
     assert rows["answer"] == [LABELS[t.anchor] for t in TRIPLETS]
     for row, triplet in zip(rows, TRIPLETS):
-        size = SIZES[triplet.anchor]
         for column, role in COLUMNS.items():
             (got,) = row[column]
-            expected = images[getattr(triplet, role)].resize(size, Image.Resampling.BICUBIC)
-            assert got.size == size
+            expected = images[getattr(triplet, role)].resize(SIZES[triplet.anchor], Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(np.asarray(got), np.asarray(expected), err_msg=f"{column} is not the {role}")
+    line = json.loads((folder / "triplets.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert list(line) == rows.column_names and line["image_aug"] == ["images/000000_negative.png"]
 
 
 def test_the_three_images_give_the_same_image_tokens(folder, images, tmp_path):
@@ -68,18 +68,6 @@ def test_the_three_images_give_the_same_image_tokens(folder, images, tmp_path):
         assert one == two == three
     unequal = [grids([images[i] for i in t]) for t in TRIPLETS]
     assert any(one != two for one, two, _ in unequal)  # else the test above says nothing
-
-
-def test_the_jsonl_has_the_same_rows(folder, tmp_path):
-    lines = (folder / "triplets.jsonl").read_text(encoding="ascii").splitlines()
-    assert len(lines) == 3
-    for line, row in zip(map(json.loads, lines), read(folder, tmp_path)):
-        assert list(line) == [*COLUMNS, "problem", "answer"]
-        assert (line["problem"], line["answer"]) == (row["problem"], row["answer"])
-        for column in COLUMNS:
-            (path,) = line[column]
-            with Image.open(folder / path) as picture:
-                np.testing.assert_array_equal(np.asarray(picture), np.asarray(row[column][0]))
 
 
 def test_the_template_asks_as_the_policy_was_taught(folder):
@@ -98,6 +86,16 @@ def test_the_parquet_is_self_contained_and_older_datasets_can_open_it(folder):
     assert str(folder).encode() not in text and str(ASSETS.parent).encode() not in text
 
 
+@pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "data", "triplets.jsonl"])
+def test_triplets_are_read_back(folder, images, name):
+    rows = read_triplets(folder / name)
+    assert rows["question"][:] == QUESTIONS and rows["label"][:] == [LABELS[t.anchor] for t in TRIPLETS]
+    for made, triplet in zip(rows, TRIPLETS):
+        for role, index in triplet._asdict().items():
+            expected = images[index].resize(SIZES[triplet.anchor], Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(np.asarray(made[role]), np.asarray(expected), err_msg=role)
+
+
 def test_transparent_and_grey_images_become_rgb(tmp_path):
     clear, grey = Image.new("RGBA", (20, 20), (0, 0, 0, 0)), Image.new("L", (20, 20), 7)
     data = export_triplets([Triplet(0, 1, 2)], [clear, grey, grey], ["a", "a", "b"], ["?"], tmp_path)
@@ -110,10 +108,10 @@ def test_transparent_and_grey_images_become_rgb(tmp_path):
 @pytest.mark.parametrize(
     ("triplets", "questions", "message"),
     [
-        ([Triplet(0, 2, 4)], ["?"], "must be one class"),
-        ([Triplet(0, 1, 0)], ["?"], "the third another"),
-        ([Triplet(0, 1, 2)], ["<image> ?"], "give it bare"),
-        (TRIPLETS, ["?"], "3 triplets and 1 questions"),
+        ([Triplet(0, 2, 4)], ["?"], "do not fit"),
+        ([Triplet(0, 1, 0)], ["?"], "do not fit"),
+        ([Triplet(0, 1, 2)], ["<image> ?"], "'<image> .' do not fit"),
+        (TRIPLETS, ["?"], "shorter"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(triplets, questions, message, images, tmp_path):

@@ -37,7 +37,7 @@ def few_shot(
     drawn = split_classes(labels, seen_fraction, seed, seen)[0]
     small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
     if len(small) == len(drawn) or (small and seen is not None):
-        raise ValueError(f"too few images for {shots} shots and a test in {small[:5]} of the seen classes {drawn[:5]}")
+        raise ValueError(f"too few images for {shots} shots and a test in {small[:5]} of the seen {drawn[:5]}")
     if small:
         warnings.warn(f"{len(small)} class(es) too small are never trained on: {', '.join(small[:5])}", stacklevel=2)
     chosen = set(drawn) - set(small)
