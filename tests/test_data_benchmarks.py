@@ -38,13 +38,11 @@ def cub(root):
     write(root / "images.txt", "\n".join(paths))
     write(root / "image_class_labels.txt", "1 1\n2 2\n4 3\n")
     write(root / "train_test_split.txt", "1 0\n2 1\n4 1\n")
-
-
-CUB = [
-    ("images/001.Black_footed_Albatross/a_0046_18.jpg", "Black footed Albatross", "Albatross", "test"),
-    ("images/002.Wren/b 1.jpg", "Wren", "Wren", "train"),
-    ("images/003.Chuck_will_Widow/c.jpg", "Chuck will Widow", "Widow", "train"),
-]
+    return [
+        ("images/001.Black_footed_Albatross/a_0046_18.jpg", "Black footed Albatross", "Albatross", "test"),
+        ("images/002.Wren/b 1.jpg", "Wren", "Wren", "train"),
+        ("images/003.Chuck_will_Widow/c.jpg", "Chuck will Widow", "Widow", "train"),
+    ]
 
 
 def annotations(rows):
@@ -65,15 +63,13 @@ def cars(root, test="cars_test_annos_withlabels.mat"):
     train = [("00001.jpg", 1), ("00002.jpg", 5), ("00003.jpg", 3)]
     save(root / "devkit" / "cars_train_annos.mat", annotations=annotations(train))
     save(root / test, annotations=annotations([("00001.jpg", 2), ("00002.jpg", 4)]))
-
-
-CARS = [
-    ("cars_train/00001.jpg", CAR_NAMES[0], "AM General", "train"),
-    ("cars_train/00002.jpg", CAR_NAMES[4], "smart", "train"),
-    ("cars_train/00003.jpg", CAR_NAMES[2], "Land Rover", "train"),
-    ("cars_test/00001.jpg", CAR_NAMES[1], "Aston Martin", "test"),
-    ("cars_test/00002.jpg", CAR_NAMES[3], "Ram", "test"),
-]
+    return [
+        ("cars_train/00001.jpg", CAR_NAMES[0], "AM General", "train"),
+        ("cars_train/00002.jpg", CAR_NAMES[4], "smart", "train"),
+        ("cars_train/00003.jpg", CAR_NAMES[2], "Land Rover", "train"),
+        ("cars_test/00001.jpg", CAR_NAMES[1], "Aston Martin", "test"),
+        ("cars_test/00002.jpg", CAR_NAMES[3], "Ram", "test"),
+    ]
 
 
 def dogs(root):
@@ -82,39 +78,33 @@ def dogs(root):
     for split, files in {"train": train, "test": test}.items():
         rows = np.arange(1, len(files) + 1, dtype=np.uint8).reshape(-1, 1)
         save(root / f"{split}_list.mat", file_list=cell(files, column=True), labels=rows)
-
-
-DOGS = [
-    ("Images/n02085620-Chihuahua/n02085620_5927.jpg", "Chihuahua", None, "train"),
-    ("Images/n02105641-Old_English_sheepdog/n02105641_1.jpg", "Old English sheepdog", None, "train"),
-    ("Images/n02100236-German_short-haired_pointer/n02100236_7.jpg", "German short-haired pointer", None, "test"),
-]
+    return [
+        ("Images/n02085620-Chihuahua/n02085620_5927.jpg", "Chihuahua", None, "train"),
+        ("Images/n02105641-Old_English_sheepdog/n02105641_1.jpg", "Old English sheepdog", None, "train"),
+        ("Images/n02100236-German_short-haired_pointer/n02100236_7.jpg", "German short-haired pointer", None, "test"),
+    ]
 
 
 def flowers(root):
     save(root / "imagelabels.mat", labels=np.array([[77, 1, 102, 60]], dtype=np.uint8))
     sets = {"trnid": [3], "valid": [2], "tstid": [4, 1]}
     save(root / "setid.mat", **{k: np.array([v], dtype=np.uint16) for k, v in sets.items()})
-
-
-FLOWER_ENTRIES = [
-    ("jpg/image_00003.jpg", "blackberry lily", None, "train"),
-    ("jpg/image_00002.jpg", "pink primrose", None, "val"),
-    ("jpg/image_00004.jpg", "pink and yellow dahlia", None, "test"),
-    ("jpg/image_00001.jpg", "passion flower", None, "test"),
-]
+    return [
+        ("jpg/image_00003.jpg", "blackberry lily", None, "train"),
+        ("jpg/image_00002.jpg", "pink primrose", None, "val"),
+        ("jpg/image_00004.jpg", "pink and yellow dahlia", None, "test"),
+        ("jpg/image_00001.jpg", "passion flower", None, "test"),
+    ]
 
 
 def pets(root):
     write(root / "annotations" / "trainval.txt", "Abyssinian_100 1 1 1\namerican_pit_bull_terrier_7 3 2 2\n")
     write(root / "annotations" / "test.txt", "#Image CLASS-ID SPECIES BREED ID\nBritish_Shorthair_20 10 1 6\n")
-
-
-PETS = [
-    ("images/Abyssinian_100.jpg", "Abyssinian", "cat", "train"),
-    ("images/american_pit_bull_terrier_7.jpg", "American Pit Bull Terrier", "dog", "train"),
-    ("images/British_Shorthair_20.jpg", "British Shorthair", "cat", "test"),
-]
+    return [
+        ("images/Abyssinian_100.jpg", "Abyssinian", "cat", "train"),
+        ("images/american_pit_bull_terrier_7.jpg", "American Pit Bull Terrier", "dog", "train"),
+        ("images/British_Shorthair_20.jpg", "British Shorthair", "cat", "test"),
+    ]
 
 
 def aircraft(root):
@@ -122,13 +112,11 @@ def aircraft(root):
     for kind, names in kinds.items():
         for split, image, name in zip(("train", "val", "test"), ("0034309", "1025794", "0059305"), names):
             write(root / "data" / f"images_{kind}_{split}.txt", f"{image} {name}\n")
-
-
-AIRCRAFT = [
-    ("data/images/0034309.jpg", "707-320", "Boeing 707", "train"),
-    ("data/images/1025794.jpg", "A300B4", "A300", "val"),
-    ("data/images/0059305.jpg", "F/A-18", "F/A-18", "test"),
-]
+    return [
+        ("data/images/0034309.jpg", "707-320", "Boeing 707", "train"),
+        ("data/images/1025794.jpg", "A300B4", "A300", "val"),
+        ("data/images/0059305.jpg", "F/A-18", "F/A-18", "test"),
+    ]
 
 NATURE = {
     "images": [{"id": i, "file_name": f"val/0{i}_Animalia/{i}.jpg", "width": 500} for i in (7, 3, 5, 9)],
@@ -142,49 +130,39 @@ NATURE = {
 }
 
 
-def nature(root):
-    write(root / "val.json", json.dumps(NATURE))
-
-
 def val(folder):
     return inaturalist(folder, "val")
 
 
-NATURE_ENTRIES = [
-    ("val/03_Animalia/3.jpg", "Common Earthworm", "Lumbricus", "val"),
-    ("val/05_Animalia/5.jpg", "Serpula vermicularis", "Serpula", "val"),
-    ("val/07_Animalia/7.jpg", "Sabella spallanzanii", "Sabella", "val"),
-    ("val/09_Animalia/9.jpg", "Serpula columbiana", "Serpula", "val"),
-]
+def nature(root):
+    write(root / "val.json", json.dumps(NATURE))
+    return [
+        ("val/03_Animalia/3.jpg", "Common Earthworm", "Lumbricus", "val"),
+        ("val/05_Animalia/5.jpg", "Serpula vermicularis", "Serpula", "val"),
+        ("val/07_Animalia/7.jpg", "Sabella spallanzanii", "Sabella", "val"),
+        ("val/09_Animalia/9.jpg", "Serpula columbiana", "Serpula", "val"),
+    ]
 
 
-@pytest.mark.parametrize("make, read, expected", [
-    (cub, cub_200, CUB), (cars, stanford_cars, CARS), (dogs, stanford_dogs, DOGS), (pets, oxford_pets, PETS),
-    (flowers, flowers_102, FLOWER_ENTRIES), (aircraft, fgvc_aircraft, AIRCRAFT), (nature, val, NATURE_ENTRIES),
+@pytest.mark.parametrize("make, read, needed", [
+    (cub, cub_200, "image_class_labels.txt"), (cars, stanford_cars, "cars_test_annos_withlabels.mat"),
+    (dogs, stanford_dogs, "test_list.mat"), (flowers, flowers_102, "setid.mat"),
+    (pets, oxford_pets, "annotations/test.txt"), (aircraft, fgvc_aircraft, "data/images_family_test.txt"),
+    (nature, val, "val.json"),
 ])  # fmt: skip
-def test_every_entry_of_a_small_copy(tmp_path, make, read, expected):
-    make(tmp_path)
-    entries = [Entry(tmp_path / path, *rest) for path, *rest in expected]
-    assert read(tmp_path) == entries
-    assert read(str(tmp_path)) == entries
+def test_every_entry_of_a_small_copy_and_a_missing_file(tmp_path, make, read, needed):
+    expected = make(tmp_path)
+    assert read(str(tmp_path)) == read(tmp_path) == [Entry(tmp_path / path, *rest) for path, *rest in expected]
+    (tmp_path / needed).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {needed} .*: give the folder that the archive unpacks to"):
+        read(tmp_path)
 
 
-def test_labels_of_the_cars_test_may_lie_in_the_devkit(tmp_path):
+def test_other_layouts(tmp_path):
     cars(tmp_path, test="devkit/cars_test_annos_withlabels.mat")
     assert [e.label for e in stanford_cars(tmp_path) if e.split == "test"] == [CAR_NAMES[1], CAR_NAMES[3]]
-
-
-def test_small_training_part_of_inaturalist_is_training(tmp_path):
     write(tmp_path / "train_mini.json", json.dumps(NATURE))
     assert {e.split for e in inaturalist(tmp_path, "train_mini")} == {"train"}
-
-
-# ---- names
-
-
-def test_flower_names_are_102_different_ones():
-    assert len(FLOWERS) == len(set(FLOWERS)) == 102 and clean_names(FLOWERS) == {name: name for name in FLOWERS}
-    assert [FLOWERS[i - 1] for i in (16, 44, 77, 93)] == ["globe flower", "poinsettia", "passion flower", "air plant"]
 
 
 def released(name):
@@ -195,6 +173,8 @@ def released(name):
 
 
 def test_flowers_are_spelt_as_in_the_released_file():
+    assert len(FLOWERS) == len(set(FLOWERS)) == 102 and clean_names(FLOWERS) == {name: name for name in FLOWERS}
+    assert [FLOWERS[i - 1] for i in (16, 44, 77, 93)] == ["globe flower", "poinsettia", "passion flower", "air plant"]
     assert released("flower_unseen") <= set(FLOWERS)
 
 
@@ -214,20 +194,3 @@ def test_cars_are_spelt_as_in_the_released_file(tmp_path):
     rows = [("1.jpg", number) for number in range(1, len(names) + 1)]
     save(tmp_path / "devkit" / "cars_train_annos.mat", annotations=annotations(rows))
     assert [e.label for e in stanford_cars(tmp_path) if e.split == "train"] == names
-
-
-@pytest.mark.parametrize("make, read, missing", [
-    (cub, cub_200, "images.txt"), (cub, cub_200, "classes.txt"), (cub, cub_200, "image_class_labels.txt"),
-    (cub, cub_200, "train_test_split.txt"), (cars, stanford_cars, "devkit/cars_meta.mat"),
-    (cars, stanford_cars, "devkit/cars_train_annos.mat"), (cars, stanford_cars, "cars_test_annos_withlabels.mat"),
-    (dogs, stanford_dogs, "train_list.mat"), (dogs, stanford_dogs, "test_list.mat"),
-    (flowers, flowers_102, "imagelabels.mat"), (flowers, flowers_102, "setid.mat"),
-    (pets, oxford_pets, "annotations/trainval.txt"), (pets, oxford_pets, "annotations/test.txt"),
-    (aircraft, fgvc_aircraft, "data/images_variant_val.txt"), (aircraft, fgvc_aircraft, "data/images_family_test.txt"),
-    (nature, val, "val.json"),
-])  # fmt: skip
-def test_a_missing_file_is_named(tmp_path, make, read, missing):
-    make(tmp_path)
-    (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"no {missing} .*in .*: give the folder that the archive unpacks to"):
-        read(tmp_path)

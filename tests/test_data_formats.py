@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from datasets import Dataset, Features, Image, List, Value, load_dataset
+from datasets import Dataset, Features, Image, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
@@ -48,16 +47,6 @@ def test_a_row_comes_back_whole(form, row):
     assert json.dumps(row) == before  # neither way touches its input
 
 
-@pytest.mark.parametrize("ending", [".json", ".jsonl"])
-@settings(max_examples=25, deadline=None)
-@given(rows=st.lists(chat_rows(), max_size=3))
-def test_a_file_comes_back_whole(ending, rows, tmp_path_factory):
-    path = tmp_path_factory.mktemp("rows") / f"rows{ending}"
-    write_rows(path, rows)
-    assert read_rows(path) == rows
-    assert b"\r" not in path.read_bytes() and list(path.parent.iterdir()) == [path]
-
-
 def row(**more):
     return chat_row(3, "Wren", "Who is this?", "<think>small</think>", "images/a.jpg") | {"system": "Think."} | more
 
@@ -79,26 +68,17 @@ def test_each_form_is_as_its_users_document_it():
     }  # fmt: skip
 
 
-def changed(made, key, turn, **new):
-    """A copy of a row in which one turn has other values."""
-    made = json.loads(json.dumps(made))
-    made[key][turn] |= new
-    return made
-
-
 LLAMA, SHARE, TRL = (to_chat(row(), form) for form in FORMS)
-TURN = LLAMA["messages"][1]
+SYSTEM, ASKED, ANSWER = LLAMA["messages"]
 
 
 @pytest.mark.parametrize(("convert", "form", "broken", "message"), [
-    (from_chat, "llama_factory", LLAMA | {"messages": [*LLAMA["messages"], TURN]}, "'assistant', 'user'"),
-    (from_chat, "llama_factory", LLAMA | {"messages": [TURN, *LLAMA["messages"][1:]]}, "after a system prompt or none"),
+    (from_chat, "llama_factory", LLAMA | {"messages": [SYSTEM, ASKED, ANSWER, ASKED]}, "'assistant', 'user'"),
     (from_chat, "llama_factory", LLAMA | {"system": "Two."}, "after a system prompt or none"),
-    (from_chat, "llama_factory", changed(LLAMA, "messages", 2, weight=0), "'weight': 0"),
-    (from_chat, "llama_factory", changed(LLAMA, "messages", 1, content="Who?"), "once for each image"),
-    (from_chat, "llama_factory", changed(LLAMA, "messages", 2, content="<image>"), "nowhere else"),
-    (from_chat, "llama_factory", changed(LLAMA, "messages", 0, content="<image>"), "nowhere else"),
-    (from_chat, "sharegpt", changed(SHARE, "conversations", 2, **{"from": "tool"}), "'human', 'tool'"),
+    (from_chat, "llama_factory", LLAMA | {"messages": [ASKED, ANSWER | {"weight": 0}]}, "'weight': 0"),
+    (from_chat, "llama_factory", LLAMA | {"messages": [ASKED | {"content": "Who?"}, ANSWER]}, "once for each image"),
+    (from_chat, "llama_factory", LLAMA | {"messages": [ASKED, ANSWER | {"content": "<image>"}]}, "nowhere else"),
+    (from_chat, "sharegpt", SHARE | {"conversations": SHARE["conversations"][:2]}, "'system', 'human'"),
     (to_chat, "sharegpt", row(conversations=[]), "own key .*conversations.* would be lost"),
     (to_chat, "trl", row(prompt="x"), "own key .*prompt.* would be lost"),
 ])  # fmt: skip
@@ -107,20 +87,18 @@ def test_what_would_be_lost_is_refused(convert, form, broken, message):
         convert(broken, form)
 
 
-def test_broken_files_and_a_failed_write(tmp_path):
-    path = tmp_path / "rows.json"
-    with pytest.raises(FileNotFoundError, match="rows.json"):
-        read_rows(path)
+def test_files_of_rows(tmp_path):
+    path, rows = tmp_path / "rows.json", [LLAMA | {"note": "Häher\u2028"}]
+    write_rows(path, rows)
+    assert read_rows(path) == rows and "Häher" in path.read_text(encoding="utf-8")  # for people to read
+    with pytest.raises(TypeError):
+        write_rows(path, [LLAMA, {"images": [Picture.new("RGB", (1, 1))]}])
+    assert read_rows(path) == rows
+    write_rows(tmp_path / "a.jsonl", rows * 2)
+    assert read_rows(tmp_path / "a.jsonl") == rows * 2
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ValueError, match="a.jsonl, line 2"):
         read_rows(tmp_path / "a.jsonl")
-    write_rows(path, [LLAMA | {"note": "Häher"}])
-    assert "Häher" in path.read_text(encoding="utf-8")  # for people to read
-    with pytest.raises(TypeError):
-        write_rows(path, [LLAMA, {"images": [Picture.new("RGB", (1, 1))]}])
-    assert read_rows(path) == [LLAMA | {"note": "Häher"}]
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"a": 1}\r\n{"a": 2}\r\n')  # as Windows writes it
-    assert read_rows(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
 
 
 def test_dataset_info_keeps_what_others_entered(tmp_path):
@@ -129,14 +107,13 @@ def test_dataset_info_keeps_what_others_entered(tmp_path):
     for file in ("old.json", "chains.json"):
         add_dataset_info(tmp_path / file, "birds")
     info = json.loads(path.read_text(encoding="utf-8"))
-    assert info["mine"] == {"file_name": "ä.json"} and list(info) == ["mine", "birds"]
+    assert list(info) == ["mine", "birds"] and info["mine"] == {"file_name": "ä.json"}
     entry = info["birds"]
     assert (entry["file_name"], entry["formatting"]) == ("chains.json", "sharegpt")
     # every tag and column that the entry names is there in a row
-    turns = LLAMA[entry["columns"]["messages"]]
-    role, content = entry["tags"]["role_tag"], entry["tags"]["content_tag"]
-    assert [t[role] for t in turns] == [entry["tags"][f"{who}_tag"] for who in ("system", "user", "assistant")]
-    assert turns[0][content] == "Think." and LLAMA[entry["columns"]["images"]] == ["images/a.jpg"]
+    turns, tags = LLAMA[entry["columns"]["messages"]], entry["tags"]
+    assert [t[tags["role_tag"]] for t in turns] == [tags[f"{who}_tag"] for who in ("system", "user", "assistant")]
+    assert turns[0][tags["content_tag"]] == "Think." and LLAMA[entry["columns"]["images"]] == ["images/a.jpg"]
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
@@ -151,12 +128,9 @@ def test_the_released_chains_go_through_every_form(form):
 
 
 @each_form
-def test_each_form_loads_as_a_dataset(form, tmp_path):
+def test_each_form_goes_through_a_data_set(form):
     rows = [row(), row(label="Tit")]
     assert [from_chat(r, form) for r in Dataset.from_list([to_chat(r, form) for r in rows])] == rows
-    write_rows(tmp_path / "rows.jsonl", [to_chat(r, form) for r in rows])
-    loaded = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path))
-    assert [from_chat(r, form) for r in loaded] == rows
 
 
 def test_trl_reads_our_row_as_our_own_prompt(tmp_path):
@@ -176,9 +150,6 @@ def test_trl_reads_our_row_as_our_own_prompt(tmp_path):
     ids, learnt = batch["input_ids"][0], batch["labels"][0] >= 0
     assert processor.tokenizer.decode(ids[~learnt]) == ours.replace(IMAGE_PAD, IMAGE_PAD * 16)
     assert processor.tokenizer.decode(ids[learnt]).strip() == "<think>small</think><|im_end|>"
-
-
-# ---- closed world
 
 
 def birds(folder=None):
@@ -206,10 +177,8 @@ def test_closed_world_is_written_as_released(tmp_path):
 
 
 def test_options_are_shuffled_by_the_seed(tmp_path):
-    first, same, other = (
-        write_closed_world(tmp_path / f"{i}.jsonl", birds().select([0] * 40), NEAREST, seed).rows
-        for i, seed in enumerate((1, 1, 2))
-    )
+    data, path = birds().select([0] * 40), tmp_path / "q.jsonl"
+    first, same, other = (write_closed_world(path, data, NEAREST, seed).rows for seed in (1, 1, 2))
     assert first == same != other
     assert {r["options"].index("Wren") for r in first} == {0, 1, 2, 3}
 
@@ -224,34 +193,26 @@ def test_pictures_that_are_files_stay_where_they_are(tmp_path):
     assert not list(tmp_path.rglob("images"))
 
 
-@pytest.mark.parametrize("others", [["Jay", "Wren"], ["Jay", "Wren", "jay."]])
-def test_too_few_look_alikes_are_refused_before_anything_is_written(others, tmp_path):
-    with pytest.raises(ValueError, match="class 'Tit' in `nearest`: 'Tit' and 3 other names are needed"):
-        write_closed_world(tmp_path / "new" / "q.jsonl", birds(), NEAREST | {"Tit": others})
-    assert not (tmp_path / "new").exists()
-
-
 GOOD = {"image_path": "a.jpg", "question": "?", "options": ["a", "b", "c", "d"], "ground_truth": "a"}
 
 
-@pytest.mark.parametrize("change", [
-    {"options": ["a", "b", "c"]}, {"options": ["a", "b", "c", "C "]}, {"ground_truth": "e"}, {"ground_truth": None},
-])  # fmt: skip
-def test_closed_world_names_the_broken_line(change, tmp_path):
-    write_rows(tmp_path / "q.jsonl", [GOOD, GOOD | change])
-    with pytest.raises(ValueError, match="q.jsonl, line 2: .* 3 other names are needed"):
-        read_closed_world(tmp_path / "q.jsonl")
+def test_questions_without_four_options_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="class 'Tit' in `nearest`: 'Tit' and 3 other names are needed"):
+        write_closed_world(tmp_path / "new" / "q.jsonl", birds(), NEAREST | {"Tit": ["Jay", "Wren"]})
+    assert not (tmp_path / "new").exists()  # nothing is written
+    for change in ({"options": ["a", "b", "c"]}, {"options": ["a", "b", "c", "C "]}, {"ground_truth": "e"}):
+        write_rows(tmp_path / "q.jsonl", [GOOD, GOOD | change])
+        with pytest.raises(ValueError, match="q.jsonl, line 2: .* 3 other names are needed"):
+            read_closed_world(tmp_path / "q.jsonl")
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
 @pytest.mark.parametrize(
     ("name", "containing"), [("car_seen", []), ("flower_unseen", [140]), ("pet_seen", []), ("pet_unseen", [])]
 )
-def test_the_released_questions(name, containing, tmp_path):
+def test_the_released_questions(name, containing):
     path = RELEASED / f"closed_world_{name}_200.jsonl"
     made = read_closed_world(path)
     assert len(made.rows) == 200 and made.containing == containing  # 140: "tree mallow" beside "mallow"
     assert all(r["options"][0] == r["ground_truth"] for r in made.rows)
-    write_rows(tmp_path / "again.jsonl", made.rows)
-    assert read_closed_world(tmp_path / "again.jsonl") == made
     assert made.rows == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

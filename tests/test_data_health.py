@@ -8,8 +8,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Picture
 from PIL import ImageEnhance
 
-from finer1_lite.birds.dataset import load_birds
-from finer1_lite.birds.fish import all_fish, draw, draw_folder
+from finer1_lite.birds.dataset import evaluation_species
+from finer1_lite.birds.fish import all_fish, draw_folder
+from finer1_lite.birds.render import draw
 from finer1_lite.config import TapoConfig, get_profile
 from finer1_lite.data.health import (
     BRACKETS, CONTAINED, MAX_DISTANCE, SAME, SLIP, STEP_IMAGES, check_health, similar_names,
@@ -47,12 +48,10 @@ EDITS = {
 }  # fmt: skip
 
 
-# ---- the distance
-
-
 @pytest.fixture(scope="module")
 def birds():
-    return load_birds(per_class={"val": {True: 1, False: 1}, "test": {True: 1, False: 1}})
+    drawn = [(draw(species, i), species.name) for species in evaluation_species()[:50] for i in range(4)]
+    return dataset(*zip(*drawn))
 
 
 def test_different_birds_are_no_duplicates_at_the_default(birds):
@@ -63,21 +62,11 @@ def test_different_birds_are_no_duplicates_at_the_default(birds):
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_the_same_picture_is_found_again(birds, edit):
-    images, labels = birds["train"][::8]["image"], birds["train"][::8]["label"]
+    images, labels = birds[::4]["image"], birds[::4]["label"]
     data = {"a": dataset(images, labels), "b": dataset(map(edit, images), labels)}
     pairs = check_health(data).duplicates
-    assert pairs["row_a"].tolist() == pairs["row_b"].tolist() == list(range(48))
+    assert pairs["row_a"].tolist() == pairs["row_b"].tolist() == list(range(50))
     assert pairs["distance"].max() <= MAX_DISTANCE - 4
-
-
-def test_every_pair_is_compared_once():
-    images = [noise(i) for i in (0, 1, 0, 2, 0, 1)]
-    pairs = check_health(dataset(images, ["a"] * 6)).duplicates
-    found = list(pairs[["row_a", "row_b", "distance"]].itertuples(index=False, name=None))
-    assert found == [(0, 2, 0), (0, 4, 0), (1, 5, 0), (2, 4, 0)]
-
-
-# ---- the report
 
 
 def test_duplicates_are_told_apart_by_what_they_spoil():
@@ -91,11 +80,9 @@ def test_duplicates_are_told_apart_by_what_they_spoil():
     assert where == [
         ("train", 0, "a", "train", 1, "a"), ("train", 2, "a", "test", 0, "a"), ("train", 3, "a", "test", 1, "b"),
     ]  # fmt: skip
-    splits, names, twice = (p for p in health.problems if p.startswith("Pictures") and "side" not in p)
-    assert splits == (
-        "Pictures in two splits (2): train[2] 'a' and test[0] 'a', train[3] 'a' and test[1] 'b'."
-        " What was trained on must not be tested on: drop one of each."
-    )
+    splits, names, twice = (p for p in health.problems if p.startswith("Pictures"))
+    found = "train[2] 'a' and test[0] 'a', train[3] 'a' and test[1] 'b'"
+    assert splits.startswith(f"Pictures in two splits (2): {found}. What was trained on must not be tested on")
     assert names.startswith("Pictures under two names (1): train[3] 'a' and test[1] 'b'. Look at them")
     assert twice.startswith("Pictures twice in a class (1): train[0] 'a' and train[1] 'a'. Drop one: a")
 
@@ -116,15 +103,12 @@ def test_sound_data_has_no_problem():
 
 def test_the_faults_of_the_drawn_folder_are_found(tmp_path):
     loaded = load_images(folder_entries(draw_folder(tmp_path, per_class=5)))
-    assert len(loaded.skipped) == 2  # files that are no pictures are the loader's business
     health = check_health(loaded.data)
     (pair,) = health.duplicates.itertuples()
     assert {pair.label_a, pair.label_b} == {fish.name for fish in all_fish()[:2]}
-    assert len(health.problems) == 2
-    assert health.problems[0].startswith("Pictures under two names (1)")
-    assert health.problems[1].startswith(
-        "Classes with less than 4 images to learn from and one to test on (1): 'unknown shape' (1)"
-    )
+    names, small = health.problems
+    assert names.startswith("Pictures under two names (1)")
+    assert "less than 4 images to learn from and one to test on (1): 'unknown shape' (1). Add images" in small
 
 
 def test_classes_too_small_for_their_split():
@@ -138,13 +122,9 @@ def test_classes_too_small_for_their_split():
     ]
 
 
-def test_one_folder_needs_the_shots_and_a_test_image():
-    (problem,) = check_health(dataset([noise(i) for i in range(9)], ["Wren"] * 5 + ["Finch"] * 4)).problems
-    assert problem.startswith("Classes with less than 4 images to learn from and one to test on (1): 'Finch' (4). Add")
-
-
 def test_sizes_and_sides(monkeypatch):
-    pictures = [noise(0, (60, 100)), noise(1, (100, 60)), noise(2, (300, 300)), noise(3, (30, 90)), noise(4, (900, 4))]
+    sizes = [(60, 100), (100, 60), (300, 300), (30, 90), (900, 4)]
+    pictures = [noise(i, size) for i, size in enumerate(sizes)]
     monkeypatch.setattr("finer1_lite.data.health.LARGE", 89_999)  # a real one would take seconds
     health = check_health(dataset(pictures, ["a"] * 5))
     assert health.sizes.loc["all"].to_dict() == {
@@ -156,17 +136,6 @@ def test_sizes_and_sides(monkeypatch):
     assert "(1): all[2] (300 x 300)" in large and "(1): all[4] (900 x 4)" in thin
     (problem,) = check_health(dataset([noise(i, (20, 20)) for i in range(5)], ["a"] * 5)).problems
     assert "(5): all[0] (20 x 20), all[1] (20 x 20), all[2] (20 x 20) and more. Details" in problem
-
-
-def test_pictures_are_what_a_viewer_shows(tmp_path):
-    turned = Picture.Exif()
-    turned[0x0112] = 6
-    noise(0).save(tmp_path / "a.jpg", exif=turned)
-    clear = noise(0)
-    clear.putalpha(Picture.new("L", clear.size))  # all colour is still there, and none of it is seen
-    pictures = [str(tmp_path / "a.jpg"), noise(0).rotate(-90, expand=True), clear, Picture.new("RGB", clear.size, "white")]
-    pairs = check_health(dataset(pictures, "aaaa")).duplicates
-    assert pairs[["row_a", "row_b"]].values.tolist() == [[0, 1], [2, 3]]
 
 
 def test_tokens_are_those_of_the_processor():
@@ -185,28 +154,14 @@ def test_tokens_are_those_of_the_processor():
     assert STEP_IMAGES == 3 * TapoConfig().questions
 
 
-# ---- names
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "why"),
-    [
-        ("House Finch", "house  finch", SAME),
-        ("House-Finch", "Housefinch", SAME),
-        ("Café", "Cafe\u0301", SAME),  # two Unicode forms
-        ("Wren (male)", "Wren (female)", BRACKETS),
-        ("Mallow", "tree mallow", CONTAINED),
-        ("Tern", "Eastern Kite", CONTAINED),  # inside a word too, as the released reward looks for it
-        ("Grey Wagtail", "Gray Wagtail", SLIP),
-        ("Wagtail", "Wagtial", SLIP),
-        ("Cardinals", "Cardnals", SLIP),
-        ("Audi A5 Coupe 2012", "Audi S5 Coupe 2012", SLIP),
-        ("Boeing 737-200", "Boeing 737-300", None),
-        ("Wren", "Tern", None),
-        ("Cat", "Bat", None),
-        ("Song Sparrow", "Fox Sparrow", None),
-    ],
-)
+@pytest.mark.parametrize(("one", "other", "why"), [
+    ("House Finch", "house  finch", SAME), ("House-Finch", "Housefinch", SAME), ("Café", "Cafe\u0301", SAME),
+    ("Wren (male)", "Wren (female)", BRACKETS), ("Mallow", "tree mallow", CONTAINED),
+    ("Tern", "Eastern Kite", CONTAINED),  # inside a word too, as the released reward looks for it
+    ("Grey Wagtail", "Gray Wagtail", SLIP), ("Wagtail", "Wagtial", SLIP), ("Cardinals", "Cardnals", SLIP),
+    ("Audi A5 Coupe 2012", "Audi S5 Coupe 2012", SLIP), ("Boeing 737-200", "Boeing 737-300", None),
+    ("Wren", "Tern", None), ("Cat", "Bat", None), ("Song Sparrow", "Fox Sparrow", None),
+])  # fmt: skip
 def test_names_that_are_alike(one, other, why):
     found = similar_names([other, one, "Something Else Entirely"])
     assert found["why"].tolist() == ([why] if why else [])
@@ -218,24 +173,17 @@ def test_names_that_are_alike(one, other, why):
 def test_the_report_says_what_to_do_about_names():
     names = ["Wren", "House Wren", "wren", "Tit", "Jay"]
     problems = check_health(dataset([noise(i) for i in range(25)], names * 5)).problems
-    assert problems[0].startswith("Names, the same but for case, spaces or punctuation (1): 'Wren' and 'wren'. If they")
-    assert problems[1].startswith("Names, the first contained in the second (2): 'Wren' and 'House Wren', 'wren' and")
+    assert "the same but for case, spaces or punctuation (1): 'Wren' and 'wren'. If they" in problems[0]
+    assert "the first contained in the second (2): 'Wren' and 'House Wren', 'wren' and" in problems[1]
     assert "guarded_reward" in problems[1] and len(problems) == 2
 
 
-# ---- what cannot be checked
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (Dataset.from_dict({"image": [], "label": []}), "no rows"),
-        (dataset([noise(0), noise(1)], ["a", " "]), r"all\[1\] has the label ' '"),
-        (dataset([noise(0)], ["0"]).cast_column("label", ClassLabel(1)), r"all\[0\] has the label 0; labels should be"),
-        (dataset([None], ["a"]), r"all\[0\] has no readable picture"),
-        ({"val": dataset([{"bytes": b"no picture", "path": None}], ["a"])}, r"val\[0\] has no readable picture, leave"),
-    ],
-)
+@pytest.mark.parametrize(("data", "message"), [
+    (Dataset.from_dict({"image": [], "label": []}), "no rows"),
+    (dataset([noise(0), noise(1)], ["a", " "]), r"all\[1\] has the label ' '"),
+    (dataset([noise(0)], ["0"]).cast_column("label", ClassLabel(1)), r"all\[0\] has the label 0; labels should be"),
+    (dataset([None], ["a"]), r"all\[0\] has no readable picture"),
+])  # fmt: skip
 def test_bad_data_is_named(data, message):
     with pytest.raises(ValueError, match=message):
         check_health(data)

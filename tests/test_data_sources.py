@@ -1,4 +1,4 @@
-"""Pictures from folders, tables and data sets: every break that a user's folder may have, and the split made of it."""
+"""Pictures from folders, tables and the Hub: what a user's folder may hold, and the split made of it."""
 
 import io
 import subprocess
@@ -21,9 +21,9 @@ from finer1_lite.images import as_rgb, read_image
 
 
 def test_importing_the_data_modules_is_light():
-    modules = ", ".join(f"finer1_lite.data.{name}" for name in ("benchmarks", "formats", "health", "sources", "splits"))
-    heavy = "{'torch', 'transformers', 'finer1_lite.policy'} & set(sys.modules)"
-    made = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print({heavy})"], capture_output=True, text=True)
+    modules = ", ".join(f"finer1_lite.data.{name}" for name in ("benchmarks", "formats", "health", "splits"))
+    code = f"import sys, {modules}; print({{'torch', 'transformers', 'finer1_lite.policy'}} & set(sys.modules))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert made.stdout == "set()\n", made.stderr
 
 
@@ -40,14 +40,10 @@ def world(root, classes=("wren", "finch"), n=3):
     return root
 
 
-# ---- names
-
-
 @pytest.mark.parametrize("raw, clean", [
     ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
-    (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("birch_cod", "birch cod"),
-    ("Colt\u2019s foot", "Colt\u2019s foot"), ("São", "São"),
-    ("Rot\xadkehlchen", "Rotkehlchen"), ("Ｗｒｅｎ", "Wren"), ("ﬁnch", "finch"),
+    (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("Rot\xadkehlchen", "Rotkehlchen"),
+    ("Ｗｒｅｎ", "Wren"), ("São", "São"),
 ])  # fmt: skip
 def test_names_are_cleaned_for_people(raw, clean):
     assert clean_name(raw) == clean
@@ -58,11 +54,8 @@ def test_names_are_cleaned_for_people(raw, clean):
     (["n02085620-Chihuahua", "n02106662-German_shepherd"], ["Chihuahua", "German shepherd"]),
     (["707-320", "737-200"], ["707-320", "737-200"]),  # aircraft: the number is the name
     (["001.Laysan_Albatross", "House_Sparrow"], ["001.Laysan Albatross", "House Sparrow"]),
-    (["2012_Audi_A4", "2011_BMW_M3"], ["2012 Audi A4", "2011 BMW M3"]),  # years
-    (["7-spot ladybird", "14-spot beetle"], ["7-spot ladybird", "14-spot beetle"]),
-    (["10_downing", "12_downing"], ["10 downing", "12 downing"]), (["1", "2", "3M"], ["1", "2", "3M"]),
+    (["2012_Audi_A4", "2011_BMW_M3"], ["2012 Audi A4", "2011 BMW M3"]), (["1", "2", "3M"], ["1", "2", "3M"]),
     (["01_finch", "02_finch"], ["01 finch", "02 finch"]),  # without the number they would be one
-    (["001.Laysan_Albatross"], ["001.Laysan Albatross"]),  # one class: nobody can tell
 ])  # fmt: skip
 def test_numbers_of_classes_go_where_every_class_has_one(raw, clean):
     assert list(clean_names(raw).values()) == clean
@@ -77,9 +70,6 @@ def test_two_names_that_become_one_are_named():
         clean_names(["__"])
     nfd = unicodedata.normalize("NFD", "Éider")
     assert set(clean_names([nfd, "Éider"]).values()) == {"Éider"}  # two systems' spelling of one folder
-
-
-# ---- folders
 
 
 def test_folder_of_classes(tmp_path):
@@ -102,52 +92,43 @@ def test_folder_with_splits(tmp_path):
     assert [(e.split, e.label) for e in folder_entries(tmp_path)] == [
         (s, c) for s in ("val", "test", "train") for c in ("finch", "wren")]  # fmt: skip
     world(tmp_path, ("robin",))
-    with pytest.raises(ValueError, match="are its folders splits or classes"):
+    with pytest.raises(ValueError, match="are they splits or classes"):
         folder_entries(tmp_path)
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        folder_entries(tmp_path / "nowhere")
-    picture(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="no class folders: put each class's pictures into a folder with its name"):
-        folder_entries(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="class folder .*empty holds no picture"):
-        folder_entries(tmp_path)
+    (tmp_path / "no" / "classes").mkdir(parents=True)
+    picture(tmp_path / "no" / "classes" / "a.jpg")
     world(tmp_path / "parts" / "train")
     picture(tmp_path / "parts" / "test" / "a.jpg")  # would be lost, or a class "test"
-    with pytest.raises(ValueError, match="parts/test has no class folders"):
-        folder_entries(tmp_path / "parts")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_loop_of_links_ends(tmp_path):
-    world(tmp_path)
-    (tmp_path / "wren" / "again").symlink_to(tmp_path)
-    assert len(folder_entries(tmp_path)) == 6
-
-
-# ---- tables
+    (world(tmp_path / "one empty") / "empty").mkdir()
+    for name, error, message in [
+        ("nowhere", FileNotFoundError, "nowhere"), ("no/classes", ValueError, "classes has no class folders: put each"),
+        ("parts", ValueError, "parts/test has no class folders"), ("one empty", ValueError, "empty holds no picture"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=message):
+            folder_entries(tmp_path / name)
 
 
 def test_tables(tmp_path):
-    (tmp_path / "t.csv").write_bytes("\ufeffpath,label,family\r\na.png,Éider,ducks\r\n\"b,c.png\",wren,\r\n".encode())
-    (tmp_path / "t.jsonl").write_text(
-        '{"path": "a.png", "label": "Éider", "split": "Validation"}\n\n{"path": "b.png", "label": "x\u2028y"}\n', encoding="utf-8"
-    )
+    text = "\ufeffpath,label,family\r\na.png,Éider,ducks\r\n\"b,c.png\",x\u2028y,\r\nc.png,0\r\n"
+    (tmp_path / "t.csv").write_bytes(text.encode())
     assert table_entries(tmp_path / "t.csv") == [
-        Entry(tmp_path / "a.png", "Éider", "ducks"), Entry(tmp_path / "b,c.png", "wren")]  # fmt: skip
+        Entry(tmp_path / "a.png", "Éider", "ducks"), Entry(tmp_path / "b,c.png", "x\u2028y"),
+        Entry(tmp_path / "c.png", "0")]  # fmt: skip
+    text = '{"path": "a.png", "label": "Éider", "split": "Validation"}\n\n{"path": "b.png", "label": 0}\n'
+    (tmp_path / "t.jsonl").write_text(text, encoding="utf-8")
     assert table_entries(tmp_path / "t.jsonl") == [
-        Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "x\u2028y")]  # fmt: skip
+        Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "0")]  # fmt: skip
+    (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
+    with pytest.raises(ValueError, match="utf-8"):
+        table_entries(tmp_path / "excel.csv")
 
 
 @pytest.mark.parametrize("name, text, error", [
     ("t.csv", "file,label\na,b\n", "line 2: a row needs path and label, it has .'file', 'label'"),
-    ("t.csv", "path,label\na.png,\n", "line 2: a row needs path and label"),
     ("t.csv", "path,label,split\na.png,b,dev\n", "line 2: unknown split 'dev'"),
     ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
-    ("t.jsonl", "[1]\n", "line 1: should be an object"),
     ("t.csv", 'path,label\n"a\n.png",b\nc.png,\n', "line 4: a row needs path and label"),
 ])  # fmt: skip
 def test_a_broken_table_names_its_line(tmp_path, name, text, error):
@@ -156,25 +137,12 @@ def test_a_broken_table_names_its_line(tmp_path, name, text, error):
         table_entries(tmp_path / name)
 
 
-def test_a_table_keeps_every_letter_or_says_why_not(tmp_path):
-    (tmp_path / "t.csv").write_text("path,label\na.png,x\u2028y\nb.png,0\n", encoding="utf-8")
-    (tmp_path / "t.jsonl").write_text('{"path": "a.png", "label": 0}\n')
-    assert [e.label for name in ("t.csv", "t.jsonl") for e in table_entries(tmp_path / name)] == ["x\u2028y", "0", "0"]
-    (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="utf-8"):
-        table_entries(tmp_path / "excel.csv")
-
-
-# ---- what is in the files
-
-
 def test_counts_are_a_dry_run(tmp_path):
-    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
+    nowhere = tmp_path / "none"
+    table = counts([Entry(nowhere, "a", None, "train")] * 3 + [Entry(nowhere, "b", None, "test")])
     assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
-    nfd = unicodedata.normalize("NFD", "Éider")
-    assert counts([Entry(tmp_path, nfd), Entry(tmp_path, "Éider")]).loc["Éider"].to_dict() == {"all": 2, "pictures": 2}
     with pytest.raises(ValueError, match="differ only in case"):
-        counts([Entry(tmp_path, "Wren"), Entry(tmp_path, "wren")])
+        counts([Entry(nowhere, "Wren"), Entry(nowhere, "wren")])
 
 
 def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path):
@@ -187,48 +155,33 @@ def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path
     assert loaded.skipped[1] == (paths[0], "listed before, as 'wren': a picture may be in one split only")
     assert loaded.report().split("\n")[:3] == [
         "3 pictures of 2 classes", "no picture left: robin", "one picture only: finch"]  # fmt: skip
-    assert load_images([entries[0]] * 2 + entries[1:3]).data["label"] == ["wren", "wren", "finch"]  # one object, twice
 
 
 def test_one_class_without_a_number_is_named(tmp_path):
-    entries = [Entry(picture(tmp_path / f"{i}.png"), label) for i, label in enumerate(["001.Wren", "002.Finch", "none"])]
-    assert "numbers stay in the names of classes, for 'none' has none" in load_images(entries).report()
+    entries = [Entry(picture(tmp_path / f"{i}.png"), label) for i, label in enumerate(["001.Wren", "002.Tit", "x"])]
+    assert "numbers stay in the names of classes, for 'x' has none" in load_images(entries).report()
     assert "numbers" not in load_images(entries[:2]).report()
 
 
-def breaks(root):
-    """One file of each kind: name -> the reason why it is left out, None if it is good."""
-    home = root / "wren"
+def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
+    home = tmp_path / "wren"
     whole = picture(home / "good.jpg", size=(400, 300), color=(200, 30, 60)).read_bytes()
     (home / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (home / "text.jpg").write_text("hello")
-    (home / "empty.png").write_bytes(b"")
     picture(home / "cmyk.jpg", mode="CMYK", color=(0, 255, 255, 0))
     picture(home / "palette.png", mode="P", transparency=128)
-    picture(home / "gray16.png", mode="I;16")
-    picture(home / "one.png", size=(1, 1))
     picture(home / "line.png", size=(1, 500))
     picture(home / "huge.png", size=(12_000, 9_000), mode="1")
-    picture(home / "Straße 🐦.png")
-    return {
-        "good.jpg": None, "cut.jpg": "cannot be read", "text.jpg": "not a picture", "empty.png": "not a picture",
-        "cmyk.jpg": None, "palette.png": None, "gray16.png": None, "one.png": None, "line.png": "too long and thin",
-        "huge.png": "12000 x 9000 pixels: too large", "Straße 🐦.png": None,
-    }  # fmt: skip
-
-
-def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
-    expected = breaks(tmp_path)
-    entries = [*folder_entries(tmp_path), Entry(tmp_path / "gone.png", "wren")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no noise besides the report
-        loaded = load_images(entries)
-    skipped = {path.name: reason for path, reason in loaded.skipped}
-    expected["gone.png"] = "the file is missing"
-    assert skipped.keys() == {name for name, reason in expected.items() if reason}
-    assert all(expected[name] in reason for name, reason in skipped.items())
-    assert len(loaded.data) == sum(reason is None for reason in expected.values())
+        loaded = load_images([*folder_entries(tmp_path), Entry(tmp_path / "gone.png", "wren")])
+    reasons = {"cut.jpg": "cannot be read", "text.jpg": "not a picture", "line.png": "too long and thin",
+               "huge.png": "12000 x 9000 pixels: too large", "gone.png": "the file is missing"}  # fmt: skip
+    assert {path.name for path, _ in loaded.skipped} == set(reasons) and len(loaded.data) == 3
+    assert all(reasons[path.name] in reason for path, reason in loaded.skipped)
     assert "left out: wren/cut.jpg: cannot be read" in loaded.report()
+    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png.*is missing"):
+        load_images([Entry(tmp_path / "gone.png", "wren")])
 
 
 def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
@@ -243,11 +196,6 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
     assert np.asarray(as_rgb(clear)).min() == 255  # on white, not black
 
 
-def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png.*the file is missing"):
-        load_images([Entry(tmp_path / "gone.png", "wren")])
-
-
 def test_the_fish_folder_with_its_faults(tmp_path):
     loaded = load_images(folder_entries(draw_folder(tmp_path, per_class=2)))
     assert {p.name for p, _ in loaded.skipped} == {"cut_off.png", "notes.jpg"}
@@ -255,39 +203,25 @@ def test_the_fish_folder_with_its_faults(tmp_path):
     assert ("bell_cod", "bell cod") in loaded.renamed and "renamed: bell_cod -> bell cod" in loaded.report()
 
 
-def test_an_imagefolder_and_a_local_data_set_are_one(tmp_path):
-    world(tmp_path / "train")
-    loaded = hub_images("imagefolder", data_dir=str(tmp_path))
-    assert loaded.data["label"] == ["finch"] * 3 + ["wren"] * 3 and set(loaded.data["split"]) == {"train"}
-    assert loaded.data[1]["image"].convert("RGB").getpixel((0, 0)) == (10, 0, 0)
-
-
-def parquet(path, *labels):
-    """A file as the Hub has it: pictures inside, class numbers with names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(file, "PNG")
-    features = Features({"photo": ImageColumn(), "kind": ClassLabel(names=["house_finch", "wren"])})
-    data = {"photo": [{"bytes": file.getvalue(), "path": None}] * len(labels), "kind": labels}
-    Dataset.from_dict(data, features=features).to_parquet(path)
-    return str(path)
-
-
 def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):
-    files = {"train": parquet(tmp_path / "a.parquet", 0, 1), "validation": parquet(tmp_path / "b.parquet", 1)}
+    def parquet(name, *labels):
+        """A file as the Hub has it: pictures inside, class numbers with names."""
+        Image.new("RGB", (4, 4)).save(file := io.BytesIO(), "PNG")
+        features = Features({"photo": ImageColumn(), "kind": ClassLabel(names=["house_finch", "wren"])})
+        data = {"photo": [{"bytes": file.getvalue(), "path": None}] * len(labels), "kind": labels}
+        Dataset.from_dict(data, features=features).to_parquet(tmp_path / name)
+        return str(tmp_path / name)
+
+    files = {"train": parquet("a.parquet", 0, 1), "validation": parquet("b.parquet", 1)}
     names = {"image": "photo", "label": "kind", "cache_dir": str(tmp_path / "cache")}
     loaded = hub_images("parquet", data_files=files, **names)
-    assert loaded.data["label"] == ["house finch", "wren", "wren"] and loaded.renamed == [("house_finch", "house finch")]
+    assert loaded.data["label"] == ["house finch", "wren", "wren"]
+    assert loaded.renamed == [("house_finch", "house finch")]
     assert loaded.data["split"] == ["train", "train", "val"] and loaded.data[2]["image"].size == (4, 4)
-    assert len(loaded.data.cache_files) == 2  # pictures stay in the files, not in memory
     with pytest.raises(ValueError, match="is the part 'unlabelled' of parquet train, val or test"):
         hub_images("parquet", data_files=files | {"unlabelled": files["train"]}, **names)
-    files["train"] = parquet(tmp_path / "c.parquet", 0, None)
     with pytest.raises(ValueError, match=r"parquet, train\[1\] has no 'kind'"):
-        hub_images("parquet", data_files=files, **names)
-
-
-# ---- splits
+        hub_images("parquet", data_files={"train": parquet("c.parquet", 0, None)}, **names)
 
 
 def rows(sizes, source=None):
@@ -307,7 +241,8 @@ def test_few_shot_split():
         part = made[name]
         assert all(part["label"].count(c) == per[c in seen] for c in "abcdefghij")
         assert part["seen"] == [c in seen for c in part["label"]]
-    assert few_shot(data, seed=3)["train"]["image"] == made["train"]["image"] != few_shot(data, seed=4)["train"]["image"]
+    again, other = few_shot(data, seed=3), few_shot(data, seed=4)
+    assert again["train"]["image"][:] == made["train"]["image"][:] != other["train"]["image"][:]
     assert max(few_shot(data, test_per_class=3)["test"]["label"].count(c) for c in "abcdefghij") == 3
 
 
@@ -335,19 +270,19 @@ def test_the_source_s_test_part_stays_whole_and_a_class_without_one_gives_what_i
     assert made == {"train": {"a": {"train": 4}}, "val": {"a": {"train": 2}}, "test": {"a": {"val": 4}}}
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_source_of_one_part_is_split_as_if_it_had_none(part):
-    plain, marked = rows({"a": 10, "b": 10}), rows({"a": 10, "b": 10}, source=[part] * 20)
-    one, other = few_shot(plain, seen="a"), few_shot(marked, seen="a")
-    assert {k: v["image"] for k, v in one.items()} == {k: v["image"] for k, v in other.items()}
-    assert len(one["test"]) == 4 + 8
+def test_a_source_of_one_part_is_split_as_if_it_had_none():
+    parts = (None, ["train"] * 20, ["test"] * 20)
+    made = [few_shot(rows({"a": 10, "b": 10}, part), seen="a") for part in parts]
+    none, train, test = ({name: part["image"][:] for name, part in splits.items()} for splits in made)
+    assert none == train == test
 
 
 def test_small_classes():
     data = rows({"big": 9, "four": 4, "one": 1})
     with pytest.warns(UserWarning, match="never trained on: four, one"):
         made = few_shot(data, seen_fraction=1.0)
-    assert set(made["train"]["label"]) == {"big"} and "one" in made["test"]["label"] and "one" not in made["val"]["label"]
+    assert set(made["train"]["label"]) == {"big"}
+    assert "one" in made["test"]["label"] and "one" not in made["val"]["label"]
     for data, how in ((data, {"seen": ["four"]}), (rows({"a": 2, "b": 3}), {"seen_fraction": 1.0})):
         with pytest.raises(ValueError, match="too few images for 4 shots"):
             few_shot(data, **how)
