@@ -1,6 +1,7 @@
 """Readers of the benchmarks' archives: small copies of the real layouts, every field, and what may be broken."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ def write(path, text):
 
 
 def cell(strings, column=False):
-    """A cell array of strings, 1 x n or n x 1."""
     return np.array(strings, dtype=object).reshape((-1, 1) if column else (1, -1))
 
 
@@ -130,10 +130,6 @@ NATURE = {
 }
 
 
-def val(folder):
-    return inaturalist(folder, "val")
-
-
 def nature(root):
     write(root / "val.json", json.dumps(NATURE))
     return [
@@ -148,7 +144,7 @@ def nature(root):
     (cub, cub_200, "image_class_labels.txt"), (cars, stanford_cars, "cars_test_annos_withlabels.mat"),
     (dogs, stanford_dogs, "test_list.mat"), (flowers, flowers_102, "setid.mat"),
     (pets, oxford_pets, "annotations/test.txt"), (aircraft, fgvc_aircraft, "data/images_family_test.txt"),
-    (nature, val, "val.json"),
+    (nature, partial(inaturalist, part="val"), "val.json"),
 ])  # fmt: skip
 def test_every_entry_of_a_small_copy_and_a_missing_file(tmp_path, make, read, needed):
     expected = make(tmp_path)

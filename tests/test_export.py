@@ -52,6 +52,8 @@ def test_columns_hold_what_the_released_code_expects(folder, images, tmp_path):
     assert rows["answer"] == [LABELS[t.anchor] for t in TRIPLETS]
     line = json.loads((folder / "triplets.jsonl").read_text(encoding="utf-8").split("\n")[0])
     assert list(line) == rows.column_names and line["image_aug"] == ["images/000000_negative.png"]
+    asked = Template((folder / "format_prompt.jinja").read_text()).render(content=f"<image>{QUESTIONS[0]}")
+    assert asked == f"<image>{instructed(QUESTIONS[0])}"  # as the policy was taught
 
 
 def test_the_three_images_give_the_same_image_tokens(folder, images, tmp_path):
@@ -65,15 +67,9 @@ def test_the_three_images_give_the_same_image_tokens(folder, images, tmp_path):
     assert any(one != two for one, two, _ in unequal)  # else the test above says nothing
 
 
-def test_the_template_asks_as_the_policy_was_taught(folder):
-    template = Template((folder / "format_prompt.jinja").read_text())
-    assert template.render(content=f"<image>{QUESTIONS[0]}") == f"<image>{instructed(QUESTIONS[0])}"
-
-
 def test_the_parquet_is_self_contained_and_older_datasets_can_open_it(folder):
     (path,) = (folder / "data").iterdir()
-    frame = pd.read_parquet(path)
-    (picture,) = frame["image_aug"][0]
+    (picture,) = pd.read_parquet(path)["image_aug"][0]
     assert picture["path"] is None and Image.open(io.BytesIO(picture["bytes"])).size == SIZES[0]
     types = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
     assert {types[c]["_type"] for c in COLUMNS} == {"Sequence"}  # "List" is unknown before datasets 4.0
