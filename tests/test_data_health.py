@@ -50,7 +50,7 @@ def birds():
 
 
 def test_different_birds_are_no_duplicates_at_the_default(birds):
-    pairs = check_health(birds, max_distance=60).duplicates  # the nearest are well beyond it
+    pairs = check_health(birds, max_distance=80).duplicates  # the nearest are well beyond it
     assert pairs["distance"].min() >= MAX_DISTANCE + 8
     assert (pairs["label_a"] == pairs["label_b"]).any() and (pairs["label_a"] != pairs["label_b"]).any()
 
