@@ -7,6 +7,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 LONGEST = 200  # times its width: beyond it Qwen's processor refuses a picture
 MOST_PIXELS = 100_000_000  # decoded 300 MB; Pillow itself warns from 89 million on, and refuses from 179
+REASONS = {
+    UnidentifiedImageError: "not a picture in a format that Pillow can read",
+    FileNotFoundError: "the file is missing",
+    PermissionError: "no right to read it",
+}
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -20,33 +25,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: Path, decode: bool = True) -> Image.Image | None:
-    """The picture of a file, see `as_rgb`. ValueError with the reason if the model cannot have it.
-
-    decode=False reads the header alone and returns None: fast, but it does not find a file that is cut off.
-    """
+def read_image(path: Path) -> Image.Image:
+    """The picture of a file, see `as_rgb`. ValueError with the reason if the model cannot have it."""
     try:
         with Image.open(path) as file:
-            _check_size(*file.size)
-            return as_rgb(file) if decode else None
-    except UnidentifiedImageError:
-        raise ValueError("not a picture in a format that Pillow can read") from None
-    except FileNotFoundError:
-        raise ValueError("the file is missing") from None
-    except PermissionError:
-        raise ValueError("no right to read it") from None
-    except _Refused as error:
-        raise ValueError(str(error)) from None
+            width, height = file.size
+            if width * height > MOST_PIXELS:
+                reason = f"{width} x {height} pixels: too large, scale it down"
+            elif max(width, height) > LONGEST * min(width, height):
+                reason = f"{width} x {height} pixels: too long and thin, crop it"
+            else:
+                return as_rgb(file)
     except Exception as error:  # a broken file makes Pillow raise almost anything
-        raise ValueError(f"cannot be read: {error}") from error
-
-
-class _Refused(Exception):
-    pass
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise _Refused(f"{width} x {height} pixels: too large, scale it down")
-    if max(width, height) > LONGEST * min(width, height):
-        raise _Refused(f"{width} x {height} pixels: too long and thin, crop it")
+        reason = REASONS.get(type(error), f"cannot be read: {error}")
+    raise ValueError(reason)

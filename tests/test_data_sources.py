@@ -1,7 +1,6 @@
-"""Pictures from folders, tables and data sets: every break that a user's folder may have, and the split made of it."""
+"""Pictures from folders, tables and the Hub: what a user's folder may hold, and the split made of it."""
 
 import io
-import os
 import subprocess
 import sys
 import unicodedata
@@ -14,14 +13,17 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from finer1_lite.birds.fish import all_fish, draw_folder
-from finer1_lite.config import get_profile
 from finer1_lite.data.names import clean_name, clean_names
 from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
 from finer1_lite.data.splits import few_shot, released_classes
 from finer1_lite.images import as_rgb, read_image
-from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import load_base
+
+
+def test_importing_the_data_modules_is_light():
+    modules = ", ".join(f"finer1_lite.data.{name}" for name in ("benchmarks", "formats", "health", "splits"))
+    code = f"import sys, {modules}; print({{'torch', 'transformers', 'finer1_lite.policy'}} & set(sys.modules))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert made.stdout == "set()\n", made.stderr
 
 
 def picture(path, size=(40, 30), mode="RGB", color=None, **how):
@@ -37,14 +39,10 @@ def world(root, classes=("wren", "finch"), n=3):
     return root
 
 
-# ---- names
-
-
 @pytest.mark.parametrize("raw, clean", [
     ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
-    (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("birch_cod", "birch cod"),
-    ("GrÃ¼nfink", "Grünfink"), ("Ã\x81guila", "Águila"), ("Colt\u2019s foot", "Colt\u2019s foot"), ("São", "São"),
-    ("Rot\xadkehlchen", "Rotkehlchen"), ("Ｗｒｅｎ", "Wren"), ("ﬁnch", "finch"),
+    (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("Rot\xadkehlchen", "Rotkehlchen"),
+    ("Ｗｒｅｎ", "Wren"), ("São", "São"),
 ])  # fmt: skip
 def test_names_are_cleaned_for_people(raw, clean):
     assert clean_name(raw) == clean
@@ -55,11 +53,8 @@ def test_names_are_cleaned_for_people(raw, clean):
     (["n02085620-Chihuahua", "n02106662-German_shepherd"], ["Chihuahua", "German shepherd"]),
     (["707-320", "737-200"], ["707-320", "737-200"]),  # aircraft: the number is the name
     (["001.Laysan_Albatross", "House_Sparrow"], ["001.Laysan Albatross", "House Sparrow"]),
-    (["2012_Audi_A4", "2011_BMW_M3"], ["2012 Audi A4", "2011 BMW M3"]),  # years
-    (["7-spot ladybird", "14-spot beetle"], ["7-spot ladybird", "14-spot beetle"]),
-    (["10_downing", "12_downing"], ["10 downing", "12 downing"]), (["1", "2", "3M"], ["1", "2", "3M"]),
+    (["2012_Audi_A4", "2011_BMW_M3"], ["2012 Audi A4", "2011 BMW M3"]), (["1", "2", "3M"], ["1", "2", "3M"]),
     (["01_finch", "02_finch"], ["01 finch", "02 finch"]),  # without the number they would be one
-    (["001.Laysan_Albatross"], ["001.Laysan Albatross"]),  # one class: nobody can tell
 ])  # fmt: skip
 def test_numbers_of_classes_go_where_every_class_has_one(raw, clean):
     assert list(clean_names(raw).values()) == clean
@@ -76,11 +71,8 @@ def test_two_names_that_become_one_are_named():
     assert set(clean_names([nfd, "Éider"]).values()) == {"Éider"}  # two systems' spelling of one folder
 
 
-# ---- folders
-
-
 def test_folder_of_classes(tmp_path):
-    world(tmp_path)
+    world(tmp_path, n=2)
     (tmp_path / "wren" / ".hidden.png").write_bytes(b"")
     (tmp_path / "wren" / "notes.txt").write_text("")
     (tmp_path / ".git").mkdir()
@@ -88,64 +80,54 @@ def test_folder_of_classes(tmp_path):
     (tmp_path / "guide.csv").write_text("name,looks\n")
     picture(tmp_path / "wren" / "2024" / "deep.JPG")
     made = folder_entries(tmp_path)
-    assert [(e.label, e.path.name) for e in made] == [("finch", f"{i}.png") for i in range(3)] + [
-        ("wren", "0.png"), ("wren", "1.png"), ("wren", "2.png"), ("wren", "deep.JPG")]  # fmt: skip
+    assert [(e.label, e.path.name) for e in made] == [
+        ("finch", "0.png"), ("finch", "1.png"), ("wren", "0.png"), ("wren", "1.png"), ("wren", "deep.JPG")]
     assert {e.split for e in made} == {None}
 
 
 def test_folder_with_splits(tmp_path):
     for part in ("train", "Validation", "test"):
         world(tmp_path / part, n=1)
-    assert [(e.split, e.label) for e in folder_entries(tmp_path)] == [
-        (s, c) for s in ("val", "test", "train") for c in ("finch", "wren")]  # fmt: skip
+    found = [(e.split, e.label) for e in folder_entries(tmp_path)]
+    assert found == [(split, name) for split in ("val", "test", "train") for name in ("finch", "wren")]
     world(tmp_path, ("robin",))
-    with pytest.raises(ValueError, match="are its folders splits or classes"):
+    with pytest.raises(ValueError, match="are they splits or classes"):
         folder_entries(tmp_path)
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
-        folder_entries(tmp_path / "nowhere")
-    picture(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="no class folders .1 pictures lie in it directly.*folder with the class's name"):
-        folder_entries(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="class folder .*empty holds no picture"):
-        folder_entries(tmp_path)
+    (tmp_path / "no" / "classes").mkdir(parents=True)
+    picture(tmp_path / "no" / "classes" / "a.jpg")
     world(tmp_path / "parts" / "train")
     picture(tmp_path / "parts" / "test" / "a.jpg")  # would be lost, or a class "test"
-    with pytest.raises(ValueError, match="the split folder .*test has no class folders"):
-        folder_entries(tmp_path / "parts")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_loop_of_links_ends(tmp_path):
-    world(tmp_path)
-    (tmp_path / "wren" / "again").symlink_to(tmp_path)
-    assert len(folder_entries(tmp_path)) == 6
-
-
-# ---- tables
+    (world(tmp_path / "one empty") / "empty").mkdir()
+    for name, error, message in [
+        ("nowhere", FileNotFoundError, "nowhere"), ("no/classes", ValueError, "no class folders: put each"),
+        ("parts", ValueError, "parts/test has no class folders"), ("one empty", ValueError, "empty holds no picture"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=message):
+            folder_entries(tmp_path / name)
 
 
 def test_tables(tmp_path):
-    (tmp_path / "t.csv").write_bytes("\ufeffpath,label,family\r\na.png,Éider,ducks\r\n\"b,c.png\",wren,\r\n".encode())
-    (tmp_path / "t.jsonl").write_text(
-        '{"path": "a.png", "label": "Éider", "split": "Validation"}\n\n{"path": "b.png", "label": "x\u2028y"}\n', encoding="utf-8"
-    )
+    text = "\ufeffpath,label,family\r\na.png,Éider,ducks\r\n\"b,c.png\",x\u2028y,\r\nc.png,0\r\n"
+    (tmp_path / "t.csv").write_bytes(text.encode())
     assert table_entries(tmp_path / "t.csv") == [
-        Entry(tmp_path / "a.png", "Éider", "ducks"), Entry(tmp_path / "b,c.png", "wren")]  # fmt: skip
+        Entry(tmp_path / "a.png", "Éider", "ducks"), Entry(tmp_path / "b,c.png", "x\u2028y"),
+        Entry(tmp_path / "c.png", "0")]  # fmt: skip
+    text = '{"path": "a.png", "label": "Éider", "split": "Validation"}\n\n{"path": "b.png", "label": 0}\n'
+    (tmp_path / "t.jsonl").write_text(text, encoding="utf-8")
     assert table_entries(tmp_path / "t.jsonl") == [
-        Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "x\u2028y")]  # fmt: skip
+        Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "0")]  # fmt: skip
+    (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
+    with pytest.raises(ValueError, match="utf-8"):
+        table_entries(tmp_path / "excel.csv")
 
 
 @pytest.mark.parametrize("name, text, error", [
     ("t.csv", "file,label\na,b\n", "line 2: a row needs path and label, it has .'file', 'label'"),
-    ("t.csv", "path,label\na.png,\n", "line 2: a row needs path and label"),
     ("t.csv", "path,label,split\na.png,b,dev\n", "line 2: unknown split 'dev'"),
-    ("t.csv", "path,label\n", "has no rows"),
     ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
-    ("t.jsonl", "[1]\n", "line 1: should be an object"),
     ("t.csv", 'path,label\n"a\n.png",b\nc.png,\n', "line 4: a row needs path and label"),
 ])  # fmt: skip
 def test_a_broken_table_names_its_line(tmp_path, name, text, error):
@@ -154,23 +136,9 @@ def test_a_broken_table_names_its_line(tmp_path, name, text, error):
         table_entries(tmp_path / name)
 
 
-def test_a_table_keeps_every_letter_or_says_why_not(tmp_path):
-    (tmp_path / "t.csv").write_text("path,label\na.png,x\u2028y\nb.png,0\n", encoding="utf-8")
-    (tmp_path / "t.jsonl").write_text('{"path": "a.png", "label": 0}\n')
-    assert [e.label for name in ("t.csv", "t.jsonl") for e in table_entries(tmp_path / name)] == ["x\u2028y", "0", "0"]
-    (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="excel.csv is not UTF-8 .*at byte 17.*save it as UTF-8"):
-        table_entries(tmp_path / "excel.csv")
-
-
-# ---- what is in the files
-
-
-def test_two_spellings_of_a_class_show_in_the_dry_run(tmp_path):
-    nfd = unicodedata.normalize("NFD", "Éider")
-    assert counts([Entry(tmp_path, nfd), Entry(tmp_path, "Éider")]).loc["Éider"].to_dict() == {"all": 2, "pictures": 2}
-    with pytest.raises(ValueError, match="differ only in case"):
-        counts([Entry(tmp_path, "Wren"), Entry(tmp_path, "wren")])
+def test_counts_are_a_dry_run(tmp_path):
+    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
+    assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
 
 
 def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path):
@@ -183,156 +151,64 @@ def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path
     assert loaded.skipped[1] == (paths[0], "listed before, as 'wren': a picture may be in one split only")
     assert loaded.report().split("\n")[:3] == [
         "3 pictures of 2 classes", "no picture left: robin", "one picture only: finch"]  # fmt: skip
-    assert load_images([entries[0]] * 2 + entries[1:3]).data["label"] == ["wren", "wren", "finch"]  # one object, twice
 
 
 def test_one_class_without_a_number_is_named(tmp_path):
-    entries = [Entry(picture(tmp_path / f"{i}.png"), label) for i, label in enumerate(["001.Wren", "002.Finch", "none"])]
-    assert "numbers stay in names as '001.Wren', for 'none' has none" in load_images(entries).report()
+    entries = [Entry(picture(tmp_path / f"{i}.png"), label) for i, label in enumerate(["001.Wren", "002.Tit", "x"])]
+    assert "numbers stay in the names of classes, for 'x' has none" in load_images(entries).report()
     assert "numbers" not in load_images(entries[:2]).report()
 
 
-def test_many_files_leave_the_filters_of_warnings_as_they_were(tmp_path):
-    entries = folder_entries(world(tmp_path, n=60))
-    before = list(warnings.filters)
-    for _ in range(3):
-        load_images(entries)
-    assert list(warnings.filters) == before
-
-
-def test_counts_are_a_dry_run(tmp_path):
-    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
-    assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
-
-
-def breaks(root):
-    """One file of each kind: name -> the reason why it is left out, None if it is good."""
-    home = root / "wren"
+def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
+    home = tmp_path / "wren"
     whole = picture(home / "good.jpg", size=(400, 300), color=(200, 30, 60)).read_bytes()
     (home / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (home / "text.jpg").write_text("hello")
-    (home / "empty.png").write_bytes(b"")
     picture(home / "cmyk.jpg", mode="CMYK", color=(0, 255, 255, 0))
     picture(home / "palette.png", mode="P", transparency=128)
-    picture(home / "gray16.png", mode="I;16")
-    picture(home / "one.png", size=(1, 1))
     picture(home / "line.png", size=(1, 500))
     picture(home / "huge.png", size=(12_000, 9_000), mode="1")
-    picture(home / "Straße 🐦.png")
-    return {
-        "good.jpg": None, "cut.jpg": "cannot be read", "text.jpg": "not a picture", "empty.png": "not a picture",
-        "cmyk.jpg": None, "palette.png": None, "gray16.png": None, "one.png": None, "line.png": "too long and thin",
-        "huge.png": "12000 x 9000 pixels: too large", "Straße 🐦.png": None,
-    }  # fmt: skip
-
-
-def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
-    expected = breaks(tmp_path)
-    entries = [*folder_entries(tmp_path), Entry(tmp_path / "gone.png", "wren")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no noise besides the report
-        loaded = load_images(entries)
-    skipped = {path.name: reason for path, reason in loaded.skipped}
-    expected["gone.png"] = "the file is missing"
-    assert skipped.keys() == {name for name, reason in expected.items() if reason}
-    assert all(expected[name] in reason for name, reason in skipped.items())
-    assert len(loaded.data) == sum(reason is None for reason in expected.values())
+        loaded = load_images([*folder_entries(tmp_path), Entry(tmp_path / "gone.png", "wren")])
+    reasons = {"cut.jpg": "cannot be read", "text.jpg": "not a picture", "line.png": "too long and thin",
+               "huge.png": "12000 x 9000 pixels: too large", "gone.png": "the file is missing"}  # fmt: skip
+    assert {path.name for path, _ in loaded.skipped} == set(reasons) and len(loaded.data) == 3
+    assert all(reasons[path.name] in reason for path, reason in loaded.skipped)
     assert "left out: wren/cut.jpg: cannot be read" in loaded.report()
-    again = load_images(entries, decode=False)  # headers alone do not show a cut
-    assert {p.name for p, _ in again.skipped} == skipped.keys() - {"cut.jpg"}
+    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png.*is missing"):
+        load_images([Entry(tmp_path / "gone.png", "wren")])
 
 
-def test_the_model_sees_what_a_viewer_shows(tmp_path):
-    breaks(tmp_path)
-    data = load_images(folder_entries(tmp_path)).data
-    base = load_base(get_profile("cpu"))
-    seen = VisionCache(base.model, base.processor, data["image"]).get(range(len(data)))
-    assert all(s.tokens.isfinite().all() for s in seen)
+def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     path = picture(tmp_path / "turned.jpg", size=(40, 20), exif=turned)
     assert read_image(path).size == (20, 40)
     deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "deep.png"))[..., 0], deep >> 8)
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert np.asarray(as_rgb(clear)).min() == 255  # on white, not black
-
-
-@pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs root, to drop its rights")
-def test_a_file_without_the_right_to_read(tmp_path):
-    path = picture(tmp_path / "wren" / "locked.png")
-    path.chmod(0)
-    picture(tmp_path / "wren" / "shut" / "a.png").parent.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder != folder.parent and "pytest" in str(folder):
-            folder.chmod(0o755)
-    code = f"""
-import os
-from pathlib import Path
-from finer1_lite.data.images import read_image
-from finer1_lite.data.sources import folder_entries
-os.setuid(65534)
-for call, what in ((read_image, Path({str(path)!r})), (folder_entries, {str(tmp_path)!r})):
-    try:
-        call(what)
-    except (ValueError, PermissionError) as error:
-        print(error)
-"""
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    file, folder = made.stdout.splitlines()
-    assert file == "no right to read it" and folder.endswith("Permission denied: " + repr(str(path.parent / "shut")))
-
-
-def test_nothing_left_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png: the file is missing"):
-        load_images([Entry(tmp_path / "gone.png", "wren")])
-
-
-def test_the_fish_folder_with_its_faults(tmp_path):
-    loaded = load_images(folder_entries(draw_folder(tmp_path, per_class=2)))
-    assert {p.name for p, _ in loaded.skipped} == {"cut_off.png", "notes.jpg"}
-    assert set(loaded.data["label"]) == {f.name for f in all_fish()} | {"unknown shape"}
-    assert ("bell_cod", "bell cod") in loaded.renamed and "renamed: bell_cod -> bell cod" in loaded.report()
-
-
-def test_an_imagefolder_and_a_local_data_set_are_one(tmp_path):
-    world(tmp_path / "train")
-    loaded = hub_images("imagefolder", data_dir=str(tmp_path))
-    assert loaded.data["label"] == ["finch"] * 3 + ["wren"] * 3 and set(loaded.data["split"]) == {"train"}
-    assert loaded.data[1]["image"].convert("RGB").getpixel((0, 0)) == (10, 0, 0)
-    with pytest.raises(ValueError, match="has no column 'name'"):
-        hub_images("imagefolder", label="name", data_dir=str(tmp_path))
-
-
-def parquet(path, *labels):
-    """A file as the Hub has it: pictures inside, class numbers with names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(file, "PNG")
-    features = Features({"photo": ImageColumn(), "kind": ClassLabel(names=["house_finch", "wren"])})
-    data = {"photo": [{"bytes": file.getvalue(), "path": None}] * len(labels), "kind": labels}
-    Dataset.from_dict(data, features=features).to_parquet(path)
-    return str(path)
+    np.testing.assert_array_equal(np.asarray(as_rgb(Image.fromarray(deep)))[..., 0], deep >> 8)
+    assert np.asarray(as_rgb(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).min() == 255  # on white, not black
 
 
 def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):
-    files = {"train": parquet(tmp_path / "a.parquet", 0, 1), "validation": parquet(tmp_path / "b.parquet", 1)}
+    def parquet(name, *labels):
+        """A file as the Hub has it: pictures inside, class numbers with names."""
+        Image.new("RGB", (4, 4)).save(file := io.BytesIO(), "PNG")
+        features = Features({"photo": ImageColumn(), "kind": ClassLabel(names=["house_finch", "wren"])})
+        data = {"photo": [{"bytes": file.getvalue(), "path": None}] * len(labels), "kind": labels}
+        Dataset.from_dict(data, features=features).to_parquet(tmp_path / name)
+        return str(tmp_path / name)
+
+    files = {"train": parquet("a.parquet", 0, 1), "validation": parquet("b.parquet", 1)}
     names = {"image": "photo", "label": "kind", "cache_dir": str(tmp_path / "cache")}
     loaded = hub_images("parquet", data_files=files, **names)
-    assert loaded.data["label"] == ["house finch", "wren", "wren"] and loaded.renamed == [("house_finch", "house finch")]
+    assert loaded.data["label"] == ["house finch", "wren", "wren"]
+    assert loaded.renamed == [("house_finch", "house finch")]
     assert loaded.data["split"] == ["train", "train", "val"] and loaded.data[2]["image"].size == (4, 4)
-    assert len(loaded.data.cache_files) == 2  # pictures stay in the files, not in memory
-    with pytest.raises(ValueError, match="has a part 'unlabelled': is it train, val or test. split='unlabelled'"):
+    with pytest.raises(ValueError, match="is the part 'unlabelled' of parquet train, val or test"):
         hub_images("parquet", data_files=files | {"unlabelled": files["train"]}, **names)
-    files["train"] = parquet(tmp_path / "c.parquet", 0, None)
-    with pytest.raises(ValueError, match="row 1 of 'train' in parquet has no 'kind'"):
-        hub_images("parquet", data_files=files, **names)
-    with pytest.raises(ValueError, match="the column 'kind' of parquet holds no pictures"):
-        hub_images("parquet", data_files=files, **names | {"image": "kind"})
-
-
-# ---- splits
+    with pytest.raises(ValueError, match=r"parquet, train\[1\] has no 'kind'"):
+        hub_images("parquet", data_files={"train": parquet("c.parquet", 0, None)}, **names)
 
 
 def rows(sizes, source=None):
@@ -352,28 +228,22 @@ def test_few_shot_split():
         part = made[name]
         assert all(part["label"].count(c) == per[c in seen] for c in "abcdefghij")
         assert part["seen"] == [c in seen for c in part["label"]]
-    assert few_shot(data, seed=3)["train"]["image"] == made["train"]["image"] != few_shot(data, seed=4)["train"]["image"]
+    again, other = few_shot(data, seed=3), few_shot(data, seed=4)
+    assert again["train"]["image"][:] == made["train"]["image"][:] != other["train"]["image"][:]
     assert max(few_shot(data, test_per_class=3)["test"]["label"].count(c) for c in "abcdefghij") == 3
 
 
 def from_parts(data, made):
-    """Where each class's pictures in each part came from: {part: {label: {source: number}}}."""
     return {name: {label: dict(Counter(data[i]["split"] for i in part["image"] if data[i]["label"] == label))
                    for label in sorted(set(part["label"]))} for name, part in made.items()}  # fmt: skip
 
 
-def test_the_source_s_test_part_stays_whole():
+def test_the_source_s_test_part_stays_whole_and_a_class_without_one_gives_what_it_has():
     data = rows({"a": 9, "b": 9}, source=(["train"] * 6 + ["test"] * 3) * 2)
-    made = few_shot(data, seen=["a"])
-    assert from_parts(data, made) == {
+    assert from_parts(data, few_shot(data, seen=["a"])) == {
         "train": {"a": {"train": 4}}, "val": {"a": {"train": 2}, "b": {"train": 2}},
         "test": {"a": {"test": 3}, "b": {"test": 3}},
     }  # fmt: skip
-    ids = [i for part in made.values() for i in part["image"]]
-    assert len(ids) == len(set(ids))
-
-
-def test_val_comes_from_the_source_s_own_and_what_a_class_lacks_from_elsewhere():
     parts = {"a": ["train"] * 9 + ["val"] * 3 + ["test"] * 3, "b": ["train"] * 4 + ["test"] * 5, "c": ["train"] * 8}
     data = rows({name: len(source) for name, source in parts.items()}, source=sum(parts.values(), []))
     assert from_parts(data, few_shot(data, seen="abc")) == {
@@ -381,40 +251,31 @@ def test_val_comes_from_the_source_s_own_and_what_a_class_lacks_from_elsewhere()
         "val": {"a": {"val": 2}, "b": {"test": 2}, "c": {"train": 2}},
         "test": {"a": {"test": 3}, "b": {"test": 3}, "c": {"train": 2}},
     }  # fmt: skip
-
-
-def test_the_source_s_val_is_the_test_where_it_has_no_other():
     data = rows({"a": 12}, source=["train"] * 8 + ["val"] * 4)
     made = from_parts(data, few_shot(data, seen="a"))
     assert made == {"train": {"a": {"train": 4}}, "val": {"a": {"train": 2}}, "test": {"a": {"val": 4}}}
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_source_of_one_part_is_split_as_if_it_had_none(part):
-    plain, marked = rows({"a": 10, "b": 10}), rows({"a": 10, "b": 10}, source=[part] * 20)
-    one, other = few_shot(plain, seen="a"), few_shot(marked, seen="a")
-    assert {k: v["image"] for k, v in one.items()} == {k: v["image"] for k, v in other.items()}
-    assert len(one["test"]) == 4 + 8
+def test_a_source_of_one_part_is_split_as_if_it_had_none():
+    parts = (None, ["train"] * 20, ["test"] * 20)
+    made = [few_shot(rows({"a": 10, "b": 10}, part), seen="a") for part in parts]
+    none, train, test = ({name: part["image"][:] for name, part in splits.items()} for splits in made)
+    assert none == train == test
 
 
 def test_small_classes():
     data = rows({"big": 9, "four": 4, "one": 1})
     with pytest.warns(UserWarning, match="never trained on: four, one"):
         made = few_shot(data, seen_fraction=1.0)
-    assert set(made["train"]["label"]) == {"big"} and "one" in made["test"]["label"] and "one" not in made["val"]["label"]
-    with pytest.raises(ValueError, match="seen class 'four' has too few images for 4 shots"):
-        few_shot(data, seen=["four"])
-    with pytest.raises(ValueError, match="no class has 4 images"):
-        few_shot(rows({"a": 2, "b": 3}), seen_fraction=1.0)
+    assert set(made["train"]["label"]) == {"big"}
+    assert "one" in made["test"]["label"] and "one" not in made["val"]["label"]
+    for data, how in ((data, {"seen": ["four"]}), (rows({"a": 2, "b": 3}), {"seen_fraction": 1.0})):
+        with pytest.raises(ValueError, match="too few images for 4 shots"):
+            few_shot(data, **how)
     with pytest.raises(ValueError, match="seen classes that the data set does not have"):
         few_shot(data, seen=["dodo"])
 
 
 def test_released_lists(tmp_path):
-    path = tmp_path / "seen.jsonl"
-    path.write_text('{"ground_truth": "b"}\n{"ground_truth": "a"}\n{"ground_truth": "b"}\n')
-    assert released_classes(path) == ["a", "b"]
-    for line in ('{"answer": "b"}', "[1]", '{"ground'):
-        path.write_text('{"ground_truth": "b"}\n' + line)
-        with pytest.raises(ValueError, match="seen.jsonl, line 2: should be an object with ground_truth"):
-            released_classes(path)
+    (tmp_path / "seen.jsonl").write_text("".join(f'{{"ground_truth": "{name}"}}\n' for name in "bab"))
+    assert released_classes(tmp_path / "seen.jsonl") == ["a", "b"]

@@ -14,7 +14,7 @@ from PIL import Image
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.data.triplets import export_triplets
+from finer1_lite.data.triplets import export_triplets, read_triplets
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import instructed
 from finer1_lite.samplers import Triplet
@@ -50,13 +50,10 @@ def test_columns_hold_what_the_released_code_expects(folder, images, tmp_path):
     assert rows.column_names == ["images", "image_noisy", "image_aug", "problem", "answer"]
     assert rows["problem"] == [f"<image>{q}" for q in QUESTIONS]
     assert rows["answer"] == [LABELS[t.anchor] for t in TRIPLETS]
-    for row, triplet in zip(rows, TRIPLETS):
-        size = SIZES[triplet.anchor]
-        for column, role in COLUMNS.items():
-            (got,) = row[column]
-            expected = images[getattr(triplet, role)].resize(size, Image.Resampling.BICUBIC)
-            assert got.size == size
-            np.testing.assert_array_equal(np.asarray(got), np.asarray(expected), err_msg=f"{column} is not the {role}")
+    line = json.loads((folder / "triplets.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert list(line) == rows.column_names and line["image_aug"] == ["images/000000_negative.png"]
+    asked = Template((folder / "format_prompt.jinja").read_text()).render(content=f"<image>{QUESTIONS[0]}")
+    assert asked == f"<image>{instructed(QUESTIONS[0])}"  # as the policy was taught
 
 
 def test_the_three_images_give_the_same_image_tokens(folder, images, tmp_path):
@@ -70,27 +67,9 @@ def test_the_three_images_give_the_same_image_tokens(folder, images, tmp_path):
     assert any(one != two for one, two, _ in unequal)  # else the test above says nothing
 
 
-def test_the_jsonl_has_the_same_rows(folder, tmp_path):
-    lines = (folder / "triplets.jsonl").read_text(encoding="ascii").splitlines()
-    assert len(lines) == 3
-    for line, row in zip(map(json.loads, lines), read(folder, tmp_path)):
-        assert list(line) == [*COLUMNS, "problem", "answer"]
-        assert (line["problem"], line["answer"]) == (row["problem"], row["answer"])
-        for column in COLUMNS:
-            (path,) = line[column]
-            with Image.open(folder / path) as picture:
-                np.testing.assert_array_equal(np.asarray(picture), np.asarray(row[column][0]))
-
-
-def test_the_template_asks_as_the_policy_was_taught(folder):
-    template = Template((folder / "format_prompt.jinja").read_text())
-    assert template.render(content=f"<image>{QUESTIONS[0]}") == f"<image>{instructed(QUESTIONS[0])}"
-
-
 def test_the_parquet_is_self_contained_and_older_datasets_can_open_it(folder):
     (path,) = (folder / "data").iterdir()
-    frame = pd.read_parquet(path)
-    (picture,) = frame["image_aug"][0]
+    (picture,) = pd.read_parquet(path)["image_aug"][0]
     assert picture["path"] is None and Image.open(io.BytesIO(picture["bytes"])).size == SIZES[0]
     types = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
     assert {types[c]["_type"] for c in COLUMNS} == {"Sequence"}  # "List" is unknown before datasets 4.0
@@ -98,24 +77,20 @@ def test_the_parquet_is_self_contained_and_older_datasets_can_open_it(folder):
     assert str(folder).encode() not in text and str(ASSETS.parent).encode() not in text
 
 
-def test_transparent_and_grey_images_become_rgb(tmp_path):
-    clear, grey = Image.new("RGBA", (20, 20), (0, 0, 0, 0)), Image.new("L", (20, 20), 7)
-    data = export_triplets([Triplet(0, 1, 2)], [clear, grey, grey], ["a", "a", "b"], ["?"], tmp_path)
-    row = pd.read_parquet(data).iloc[0]
-    anchor, positive = (Image.open(io.BytesIO(row[c][0]["bytes"])) for c in ("images", "image_noisy"))
-    assert anchor.mode == positive.mode == "RGB"
-    assert anchor.getpixel((3, 3)) == (255, 255, 255) and positive.getpixel((3, 3)) == (7, 7, 7)
+@pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "data", "triplets.jsonl"])
+def test_triplets_are_read_back(folder, images, name):
+    rows = read_triplets(folder / name)
+    assert rows["question"][:] == QUESTIONS and rows["label"][:] == [LABELS[t.anchor] for t in TRIPLETS]
+    for made, triplet in zip(rows, TRIPLETS):
+        for role, index in triplet._asdict().items():
+            expected = images[index].resize(SIZES[triplet.anchor], Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(np.asarray(made[role]), np.asarray(expected), err_msg=role)
 
 
-@pytest.mark.parametrize(
-    ("triplets", "questions", "message"),
-    [
-        ([Triplet(0, 2, 4)], ["?"], "must be one class"),
-        ([Triplet(0, 1, 0)], ["?"], "the third another"),
-        ([Triplet(0, 1, 2)], ["<image> ?"], "give it bare"),
-        (TRIPLETS, ["?"], "3 triplets and 1 questions"),
-    ],
-)
+@pytest.mark.parametrize(("triplets", "questions", "message"), [
+    ([Triplet(0, 2, 4)], ["?"], "do not fit"), ([Triplet(0, 1, 0)], ["?"], "do not fit"),
+    ([Triplet(0, 1, 2)], ["<image> ?"], "'<image> .' do not fit"), (TRIPLETS, ["?"], "shorter"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(triplets, questions, message, images, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_triplets(triplets, images, LABELS, questions, tmp_path / "new")

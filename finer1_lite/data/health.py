@@ -1,17 +1,13 @@
 """What is wrong with a data set, before hours are spent on it: pictures twice, names alike, classes too small.
 
-Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`). Why this one, measured on all
-1856 drawn birds and 384 drawn fish (`tests/test_data_health.py` holds a part of it): the same picture as JPEG of
-quality 50 or 20, at half or double size, 20% darker or 10% brighter, or half, brighter and JPEG at once, is at most
-24 bits away; two different pictures, of one species or of two, at least 38. With 8 x 8 bits the two ranges overlap.
-dhash of 16 x 16 leaves less between them, and moves 150 bits where a brighter sky of a photograph loses its shades.
-What this hash misses: a picture cropped, turned or mirrored, and a copy of one so blurred that fine bits are noise.
+Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`). Measured on 1856 drawn birds and 384
+drawn fish (`tests/test_data_health.py` holds a part of it): the same picture as JPEG of quality 20, at half or double
+size, or 20% darker, is at most 24 bits away, two different pictures at least 38. It misses a picture that is cropped,
+turned or mirrored, and a strongly blurred copy.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import combinations
 
 import imagehash
@@ -20,15 +16,13 @@ import pandas as pd
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..config import TapoConfig
 from ..images import LONGEST, as_rgb
 from ..rewards import normalise
 from .names import normal_name
 
-HASH_SIDE = 16
 MAX_DISTANCE = 28  # of 256 bits; nearer to 24 than to 38, as more pictures hold nearer strangers
-AT_ONCE = 64  # pictures that are compared with all others in one step: 40 MB for 20,000
 SHOTS = 4
+STEP_IMAGES = 24  # of a TAPO step: 8 questions (`config.TapoConfig`), each with anchor, positive and negative
 TINY = 56  # pixels of the shorter side: below 56 x 56 Qwen's processor enlarges
 LARGE = 24_000_000  # pixels
 SAME, BRACKETS = "the same but for case, spaces or punctuation", "the same but for what stands in brackets"
@@ -43,89 +37,65 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Health:
-    """What `check_health` found. `problems` are sentences that name thing and remedy; the tables are to be shown.
-
-    counts: images by class (index) and split. sizes: in pixels, by split. duplicates: see `duplicate_pairs`. names:
-    see `similar_names`. tokens: image tokens by split; step_tokens: of the images that one TAPO step encodes.
-    """
+    """What `check_health` found: `problems` are sentences that name thing and remedy; the tables are to be shown."""
 
     problems: list[str]
-    counts: pd.DataFrame
-    sizes: pd.DataFrame
-    duplicates: pd.DataFrame
-    names: pd.DataFrame
-    tokens: pd.DataFrame | None
-    step_tokens: int | None
+    counts: pd.DataFrame  # images by class and split
+    sizes: pd.DataFrame  # in pixels, by split
+    duplicates: pd.DataFrame  # pairs that are one picture: split, row, label of both (`_a`, `_b`), `distance` in bits
+    names: pd.DataFrame  # see `similar_names`
+    tokens: pd.DataFrame | None  # image tokens by split
+    step_tokens: int | None  # of the images that one TAPO step encodes
 
 
 def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> Health:
     """Look at every picture and name of a Dataset, or of a DatasetDict with splits train, val, test.
 
-    processor: Qwen2.5-VL's, to count image tokens by its own rule; without it there are none. max_distance: bits of
-    256 up to which two pictures are one. Every picture is decoded once. Raises as `picture_facts`.
-    """
-    facts = picture_facts(splits)
-    counts = pd.crosstab(facts["label"], facts["split"])[facts["split"].unique()]
-    pairs, names = duplicate_pairs(facts, max_distance), similar_names(counts.index)
-    problems = [*_duplicate_problems(pairs), *_name_problems(names), *_class_problems(counts), *_size_problems(facts)]
-    tokens = _tokens(facts[~facts["thin"]], processor.image_processor) if processor else (None, None)
-    return Health(problems, counts, _sizes(facts), pairs, names, *tokens)
-
-
-def picture_facts(splits) -> pd.DataFrame:
-    """One row for each picture: where it is, its label, its sides, whether these are odd, and its hashes.
-
-    splits: as for `check_health`. Raises ValueError for an empty data set, one without the columns image and label,
-    and for a row that has no name or no readable picture.
+    processor: Qwen2.5-VL's, to count image tokens by its own rule. max_distance: bits of 256 up to which two pictures
+    are one; all pairs are compared, 10 seconds for 20,000. ValueError for an empty data set, and for a row without a
+    name or a readable picture.
     """
     splits = splits if isinstance(splits, Mapping) else {"all": splits}
     facts = pd.DataFrame([fact for split, data in splits.items() for fact in _facts_of(split, data)])
     if facts.empty:
         raise ValueError("the data set has no rows; was the right folder read?")
-    short, long = (getattr(facts[["width", "height"]], side)(axis=1) for side in ("min", "max"))
-    return facts.assign(
-        short=short, long=long, portrait=facts["height"] > facts["width"], landscape=facts["width"] > facts["height"],
-        tiny=short < TINY, large=short * long > LARGE, thin=long > LONGEST * short,
-    )  # fmt: skip
+    by_split = facts.groupby("split", sort=False)
+    sizes = by_split.agg(images=("row", "count"), shortest_side=("short", "min"), longest_side=("long", "max"))
+    sizes = sizes.join(by_split[["width", "height"]].median().add_prefix("median_"))
+    sizes = sizes.join(by_split[["tiny", "large", "thin"]].sum())
+    counts = pd.crosstab(facts["label"], facts["split"])[facts["split"].unique()]
+    pairs, names = _duplicates(facts, max_distance), similar_names(counts.index)
+    tokens = _tokens(facts[~facts["thin"]], processor.image_processor) if processor else (None, None)
+    return Health(_problems(facts, counts, pairs, names), counts, sizes, pairs, names, *tokens)
 
 
 def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
-    lacks = {"image", "label"} - set(data.column_names)
-    if lacks:
-        raise ValueError(f"{split} has no column {' and '.join(sorted(lacks))}; it has {data.column_names}")
-    data = data.select_columns(["image", "label"])
     for row in tqdm(range(len(data)), desc=f"look at {split}", leave=False, delay=5):
         try:
             values = data[row]
-            image, label = as_rgb(values["image"]), values["label"]
+            image = as_rgb(values["image"])
         except Exception as error:  # a broken file makes Pillow raise almost anything
             raise ValueError(f"{split}[{row}] has no readable picture, leave it out: {error}") from error
+        label = values["label"]
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"{split}[{row}] has the label {label!r}; labels should be the words to say")
-        pixels = blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
-        bits = np.packbits(imagehash.phash(image, HASH_SIDE).hash).tobytes()
-        yield {"split": split, "row": row, "label": label, "width": image.width, "height": image.height,
-               "pixels": pixels, "bits": bits}  # fmt: skip
+        short, long = sorted(image.size)
+        yield {
+            "split": split, "row": row, "label": label, "width": image.width, "height": image.height, "short": short,
+            "long": long, "tiny": short < TINY, "large": short * long > LARGE, "thin": long > LONGEST * short,
+            "bits": np.packbits(imagehash.phash(image, 16).hash).tobytes(),
+        }  # fmt: skip
 
 
-def duplicate_pairs(facts: pd.DataFrame, max_distance: int = MAX_DISTANCE) -> pd.DataFrame:
-    """Pairs that are one picture: split, row and label of both (`_a`, `_b`), bits of `distance`, all pixels `exact`.
-
-    facts: of `picture_facts`. All pairs are compared: 20,000 pictures take about 10 seconds.
-    """
-    if not 0 <= max_distance < HASH_SIDE**2:
-        raise ValueError(f"max_distance is {max_distance}; it must lie in 0 .. {HASH_SIDE**2 - 1} bits")
+def _duplicates(facts: pd.DataFrame, max_distance: int) -> pd.DataFrame:
     bits = np.frombuffer(b"".join(facts["bits"]), np.uint64).reshape(len(facts), -1)
     found = []
-    for start in range(0, len(bits), AT_ONCE):
-        apart = np.bitwise_count(bits[start : start + AT_ONCE, None] ^ bits[None, start:]).sum(-1, dtype=np.uint16)
-        a, b = np.nonzero(np.triu(apart <= max_distance, 1))  # each pair once, none with itself
-        found.append(np.stack([a + start, b + start, apart[a, b]]))
-    a, b, distance = np.concatenate(found, axis=1)
-    sides = [facts.iloc[i][["split", "row", "label"]].reset_index(drop=True) for i in (a, b)]
-    pixels = facts["pixels"].to_numpy()
-    pairs = sides[0].add_suffix("_a").join(sides[1].add_suffix("_b"))
-    return pairs.assign(distance=distance, exact=(pixels[a] == pixels[b]).astype(bool))
+    for a in range(len(bits)):
+        apart = np.bitwise_count(bits[a] ^ bits[a + 1 :]).sum(-1)
+        found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= max_distance)]
+    a, b, distance = np.array(found, dtype=int).reshape(-1, 3).T
+    one, other = (facts.iloc[i][["split", "row", "label"]].reset_index(drop=True) for i in (a, b))
+    return one.add_suffix("_a").join(other.add_suffix("_b")).assign(distance=distance)
 
 
 def similar_names(names: Iterable[str]) -> pd.DataFrame:
@@ -136,29 +106,22 @@ def similar_names(names: Iterable[str]) -> pd.DataFrame:
     >>> similar_names(["Wren", "House Wren", "Tern 2", "Tern 3"]).iloc[0].tolist()
     ['Wren', 'House Wren', 'the first contained in the second']
     """
-    names = sorted(set(names), key=lambda name: (len(normalise(name)), name))
     plain = {name: normalise(name) for name in names}
-    solid = {name: plain[name].replace(" ", "") for name in names}
-    kinds = {
-        SAME: _sharing(names, lambda name: {solid[name]}),
-        BRACKETS: _sharing(names, lambda name: {normal_name(name)} - {""}),
-        CONTAINED: [(a, b) for a, b in combinations(names, 2) if plain[a] in plain[b]],
-        SLIP: _sharing(names, lambda name: _with_a_letter_less(solid[name])),
+    solid = {name: plain[name].replace(" ", "") for name in plain}
+    bare = {name: normal_name(name) for name in plain}
+    less = {name: _with_a_letter_less(solid[name]) for name in plain}
+    order = sorted(plain, key=lambda name: (len(plain[name]), name))
+    tests = {
+        SAME: lambda a, b: solid[a] == solid[b],
+        BRACKETS: lambda a, b: bare[a] == bare[b] != "",
+        CONTAINED: lambda a, b: plain[a] in plain[b],
+        SLIP: lambda a, b: not less[a].isdisjoint(less[b]),
     }
-    why: dict[tuple, str] = {}
-    for reason, pairs in kinds.items():
-        for pair in sorted(pairs):
-            why.setdefault(pair, reason)
-    return pd.DataFrame([(*pair, reason) for pair, reason in why.items()], columns=["name_a", "name_b", "why"])
-
-
-def _sharing(names: list[str], keys: Callable[[str], set[str]]) -> set[tuple[str, str]]:
-    """Pairs of names that have a key in common."""
-    groups = defaultdict(list)
-    for name in names:
-        for key in keys(name):
-            groups[key].append(name)
-    return {pair for group in groups.values() for pair in combinations(group, 2)}
+    found = {why: [] for why in tests}
+    for pair in combinations(order, 2):
+        if why := next((why for why, alike in tests.items() if alike(*pair)), None):
+            found[why].append((*pair, why))
+    return pd.DataFrame([row for why in tests for row in sorted(found[why])], columns=["name_a", "name_b", "why"])
 
 
 def _with_a_letter_less(name: str) -> set[str]:
@@ -167,68 +130,41 @@ def _with_a_letter_less(name: str) -> set[str]:
     return {name} | less if len(name) >= 5 else set()
 
 
-def _sizes(facts: pd.DataFrame) -> pd.DataFrame:
-    how = {"row": "count", "short": "min", "width": "median", "height": "median", "long": "max"}
-    how |= dict.fromkeys(("portrait", "landscape", "tiny", "large", "thin"), "sum")
-    names = {"row": "images", "short": "shortest_side", "width": "median_width", "height": "median_height",
-             "long": "longest_side"}  # fmt: skip
-    return facts.groupby("split", sort=False).agg(how).rename(columns=names)
-
-
 def _tokens(facts: pd.DataFrame, rule) -> tuple[pd.DataFrame, int]:
-    """Image tokens by split, and those of a TAPO step: three images (training ones, if known) for each question."""
-    size = zip(facts["height"], facts["width"])
-    tokens = facts.assign(n=[rule.get_number_of_image_patches(h, w, {}) // rule.merge_size**2 for h, w in size])
-    table = tokens.groupby("split", sort=False)["n"].agg(["min", "median", "max", "sum"])
-    trained = tokens[tokens["split"] == "train"] if "train" in table.index else tokens
-    return table, round(3 * TapoConfig().questions * trained["n"].mean())
+    patches = [rule.get_number_of_image_patches(*sides, {}) for sides in zip(facts["height"], facts["width"])]
+    tokens = pd.Series(patches, facts.index) // rule.merge_size**2
+    table = tokens.groupby(facts["split"], sort=False).agg(["min", "median", "max", "sum"])
+    trained = tokens[facts["split"] == "train"] if "train" in table.index else tokens
+    return table, round(STEP_IMAGES * trained.mean())
 
 
-# ---- problems, as sentences
+def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, names: pd.DataFrame) -> list[str]:
+    found = []
 
+    def add(what: str, rows: pd.DataFrame, example: str, remedy: str) -> None:
+        if len(rows):
+            examples = ", ".join(map(example.format, rows.head(3).itertuples())) + " and more" * (len(rows) > 3)
+            found.append(f"{what} ({len(rows)}): {examples}. {remedy}.")
 
-def _problem(examples: list[str], what: str, remedy: str) -> list[str]:
-    """What is wrong, how often, the first three examples, the remedy; nothing where there is no example."""
-    more = " and more" if len(examples) > 3 else ""
-    return [f"{what} ({len(examples)}): {', '.join(examples[:3])}{more}. {remedy}."] if examples else []
-
-
-def _duplicate_problems(pairs: pd.DataFrame) -> Iterable[str]:
-    names, splits = pairs["label_a"] != pairs["label_b"], pairs["split_a"] != pairs["split_b"]
-    for chosen, what, remedy in [
-        (splits, "Pictures in two splits", "What was trained on must not be tested on: drop one of each"),
-        (names, "Pictures under two names", "Look at them, keep the right name, drop the other"),
-        (~names & ~splits, "Pictures twice in a class", "Drop one of each: a shot given twice teaches once"),
-    ]:
-        rows = pairs[chosen].itertuples()
-        yield from _problem([f"{p.split_a}[{p.row_a}] {p.label_a!r} and {p.split_b}[{p.row_b}] {p.label_b!r}"
-                             for p in rows], what, remedy)  # fmt: skip
-
-
-def _name_problems(names: pd.DataFrame) -> Iterable[str]:
+    pair = "{0.split_a}[{0.row_a}] {0.label_a!r} and {0.split_b}[{0.row_b}] {0.label_b!r}"
+    named, split = pairs["label_a"] != pairs["label_b"], pairs["split_a"] != pairs["split_b"]
+    add("Pictures in two splits", pairs[split], pair, "What was trained on must not be tested on: drop one of each")
+    add("Pictures under two names", pairs[named], pair, "Look at them, keep the right name, drop the other")
+    add("Pictures twice in a class", pairs[~named & ~split], pair, "Drop one: a shot given twice teaches once")
     for why, remedy in NAMES.items():
-        rows = names[names["why"] == why].itertuples()
-        yield from _problem([f"{pair.name_a!r} and {pair.name_b!r}" for pair in rows], f"Names, {why}", remedy)
-
-
-def _class_problems(counts: pd.DataFrame) -> Iterable[str]:
+        add(f"Names, {why}", names[names["why"] == why], "{0.name_a!r} and {0.name_b!r}", remedy)
     if {"train", "test"} <= set(counts.columns):  # a class without training images is an unseen one
-        train, test = counts["train"], counts["test"]
-        kinds = [(train[(train > 0) & (train < SHOTS)], f"Classes with less than {SHOTS} images in train"),
-                 (test[test == 0], "Classes without an image in test")]  # fmt: skip
+        small = {f"with less than {SHOTS} images in train": counts["train"][counts["train"].between(1, SHOTS - 1)],
+                 "without an image in test": counts["test"][counts["test"] == 0]}  # fmt: skip
     else:
         whole = counts.sum(axis=1)
-        kinds = [(whole[whole <= SHOTS], f"Classes with less than {SHOTS} images to learn from and one to test on")]
-    for numbers, what in kinds:
-        examples = [f"{name!r} ({number})" for name, number in numbers.items()]
-        yield from _problem(examples, what, "Add images, or leave the class out")
-
-
-def _size_problems(facts: pd.DataFrame) -> Iterable[str]:
+        small = {f"with less than {SHOTS} images to learn from and one to test on": whole[whole <= SHOTS]}
+    for what, few in small.items():
+        add(f"Classes {what}", few.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave the class out")
     for column, what, remedy in [
-        ("tiny", f"Pictures with a side below {TINY} pixels", "Details are lost in them: find larger ones"),
-        ("large", f"Pictures above {LARGE // 10**6} megapixels", "Decoding them takes long: save them smaller once"),
-        ("thin", f"Pictures over {LONGEST} times as long as wide", "Qwen's processor refuses them: crop them"),
+        ("tiny", f"with a side below {TINY} pixels", "Details are lost in them: find larger ones"),
+        ("large", f"above {LARGE // 10**6} megapixels", "Decoding them takes long: save them smaller once"),
+        ("thin", f"over {LONGEST} times as long as wide", "Qwen's processor refuses them: crop them"),
     ]:
-        rows = facts[facts[column]].itertuples()
-        yield from _problem([f"{p.split}[{p.row}] ({p.width} x {p.height})" for p in rows], what, remedy)
+        add(f"Pictures {what}", facts[facts[column]], "{0.split}[{0.row}] ({0.width} x {0.height})", remedy)
+    return found

@@ -13,49 +13,28 @@ NUMBER = re.compile(r"(n\d{8}|\d+)[-._ ]+(?=[^\W\d_])")  # "n02085620-" of Image
 def clean_name(raw: str) -> str:
     """Underscores become spaces, HTML signs their letters, spaces single, letters NFKC; case and numbers stay.
 
-    UTF-8 that somebody read as Windows or Latin-1 text is put right.
-
-    >>> clean_name("Black_footed_Albatross"), clean_name(" 707-320 "), clean_name("Bull &amp; Terrier")
-    ('Black footed Albatross', '707-320', 'Bull & Terrier')
-    >>> clean_name("GrÃ¼nfink")
-    'Grünfink'
+    >>> clean_name("Black_footed_Albatross"), clean_name(" 707-320 "), clean_name("Gr&uuml;nfink")
+    ('Black footed Albatross', '707-320', 'Grünfink')
     """
-    text = unicodedata.normalize("NFKC", _reread(html.unescape(raw))).replace("_", " ").replace("\xad", "")
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
-
-
-def _reread(text: str) -> str:
-    """Letters of a real name are no valid UTF-8 once written in these codes; what is, was read wrongly."""
-    for code in ("cp1252", "latin-1"):
-        try:
-            return text.encode(code).decode("utf-8")
-        except UnicodeError:
-            pass
-    return text
-
-
-def _numbered(names: list[str]) -> bool:
-    """Whether all names begin with numbers that only count them: each once, of one width, padded with zeros."""
-    found = [NUMBER.match(name) for name in names]
-    if len(names) < 2 or not all(found):
-        return False
-    numbers, rest = {m[1] for m in found}, {clean_name(m.string[m.end() :]).casefold() for m in found}
-    counting = all(n[0] == "n" for n in numbers) or any(n[0] == "0" for n in numbers)
-    return counting and len({len(n) for n in numbers}) == 1 and len(numbers) == len(rest) == len(names)
+    text = unicodedata.normalize("NFKC", html.unescape(raw)).replace("_", " ").replace("\xad", "")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
-    """Each distinct raw name with its clean one. Numbers of classes, as folders of CUB and Dogs begin with, go: no model
-    could guess them. ValueError for a name without a letter or digit, and for two that
-    become one (or differ only in case): are they one class or two? NFC and NFD spellings are one.
+    """Each distinct raw name with its clean one, without numbers where they only count the names, as in CUB and Dogs.
 
-    >>> clean_names(["House_Finch", "wren"])
-    {'House_Finch': 'House Finch', 'wren': 'wren'}
+    ValueError for a name without a letter or digit, and for two that become one or differ only in case: are they one
+    class or two? NFC and NFD spellings are one.
+
     >>> clean_names(["001.Laysan_Albatross", "118.House_Sparrow"])
     {'001.Laysan_Albatross': 'Laysan Albatross', '118.House_Sparrow': 'House Sparrow'}
     """
     names = list(dict.fromkeys(raw))
-    numbered = _numbered(names)
+    found = [match for match in map(NUMBER.match, names) if match]
+    numbers, rest = {m[1] for m in found}, {clean_name(m.string[m.end() :]).casefold() for m in found}
+    # numbers that only count: each once, of one width, padded with zeros
+    numbered = any(n[0] in "0n" for n in numbers) and len({len(n) for n in numbers}) == 1
+    numbered = numbered and len(names) == len(numbers) == len(rest) > 1
     cleaned = {name: clean_name(NUMBER.sub("", name, 1) if numbered else name) for name in names}
     first: dict[str, str] = {}
     for name, clean in cleaned.items():

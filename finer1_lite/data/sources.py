@@ -1,20 +1,16 @@
-"""Where pictures come from: a folder for each class, a table of paths, a data set of the Hub; and what is wrong with them.
+"""Where pictures come from: a folder for each class, a table of paths, a data set of the Hub; and what is left out.
 
-Two steps. A reader gives *entries*, a path and a label each, without opening a picture: `counts` of them is the dry
-run. `load_images` then opens every file, leaves out what cannot be read, says why, and gives a `datasets.Dataset` with
-the columns `image` and `label`, and `family` and `split` where they are known. It holds paths; a picture is read
-again when it is needed. The six benchmarks of the paper have readers of their own (`benchmarks`).
+A reader gives *entries*, a path and a label each, without opening a picture; `counts` of them is the dry run. Then
+`load_images` opens every file. The six benchmarks of the paper have readers of their own (`benchmarks`).
 """
 
 import csv
 import io
-import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +19,7 @@ from datasets import Image as ImageColumn
 from PIL.Image import DecompressionBombWarning
 from tqdm.auto import tqdm
 
+from ..files import read_jsonl
 from ..images import SUFFIXES, read_image
 from .names import NUMBER, clean_names
 
@@ -41,13 +38,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_images` made. skipped: (path, reason); renamed: (raw name, clean name) where they differ; lost:
-    classes of which no picture can be read."""
+    """What `load_images` made, and what is not in it."""
 
     data: Dataset
-    skipped: list[tuple[Path, str]]
-    renamed: list[tuple[str, str]]
-    lost: list[str] = field(default_factory=list)
+    skipped: list[tuple[Path, str]]  # with the reason
+    renamed: list[tuple[str, str]]  # raw name, clean name
+    lost: list[str]  # classes of which no picture can be read
 
     def report(self) -> str:
         """What was left out, what is scarce and what was renamed, in words."""
@@ -55,10 +51,9 @@ class Loaded:
         lines = [f"{len(self.data)} pictures of {len(sizes)} classes"]
         lines += [f"no picture left: {name}" for name in self.lost]
         lines += [f"one picture only: {name}" for name in sorted(sizes) if sizes[name] == 1]
-        numbered = [name for name in sizes if NUMBER.match(name)]
-        if 2 * len(numbered) > len(sizes) > len(numbered):  # "001.Laysan Albatross": no model could say that
-            odd = min(set(sizes) - set(numbered))
-            lines.append(f"numbers stay in names as {numbered[0]!r}, for {odd!r} has none: leave its entries out first")
+        bare = sorted(name for name in sizes if not NUMBER.match(name))
+        if 0 < 2 * len(bare) < len(sizes):  # the others are as "001.Laysan Albatross", which no model could say
+            lines.append(f"numbers stay in the names of classes, for {bare[0]!r} has none: leave its entries out")
         lines += [f"left out: {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped]
         return "\n".join(lines + [f"renamed: {raw} -> {clean}" for raw, clean in self.renamed])
 
@@ -66,51 +61,29 @@ class Loaded:
 def folder_entries(folder: str | Path) -> list[Entry]:
     """A folder for each class, `folder/Class/*.jpg`, perhaps below `train`, `val` and `test`; sorted.
 
-    Hidden files and other kinds of files are passed over; folders inside a class's folder count. Raises
-    NotADirectoryError, and ValueError where there are no class folders or a class folder is empty.
+    Hidden files and other kinds of files are passed over; folders inside a class's folder count. OSError for a folder
+    that is none, ValueError where there are no class folders or a class folder is empty.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; give the one that holds a folder for each class")
-    inside = _folders(folder)
+    inside = _folders(Path(folder))
     parts = [p for p in inside if p.name.lower() in SPLITS]
-    if parts and len(parts) < len(inside):
-        odd = next(p.name for p in inside if p not in parts)
-        raise ValueError(f"{folder} holds {parts[0].name!r} beside {odd!r}: are its folders splits or classes?")
-    for part in parts:
-        if not _folders(part):
-            raise ValueError(f"the split folder {part} has no class folders: put each class's pictures into one of its name")
-    homes = [(c, SPLITS[p.name.lower()]) for p in parts for c in _folders(p)] or [(c, None) for c in inside]
-    if not homes:
-        direct = sum(p.suffix.lower() in SUFFIXES for p in folder.iterdir())
-        raise ValueError(
-            f"{folder} has no class folders ({direct} pictures lie in it directly): put the pictures of each class into a"
-            " folder with the class's name, or write a table and use table_entries"
-        )
+    if 0 < len(parts) < len(inside):
+        raise ValueError(f"{folder} holds {parts[0].name!r} beside other folders: are they splits or classes?")
+    classes = [(c, SPLITS[p.name.lower()]) for p in parts for c in _folders(p)] or [(c, None) for c in inside]
     entries = []
-    for home, split in homes:
-        pictures = _pictures(home)
-        if not pictures:
-            raise ValueError(f"the class folder {home} holds no picture ({', '.join(SUFFIXES[:4])}, ...); fill or remove it")
-        entries += [Entry(path, home.name, split=split) for path in pictures]
+    for home, split in classes:
+        files = [p for p in sorted(home.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+        shown = [p for p in files if not any(part.startswith(".") for part in p.relative_to(home).parts)]
+        if not shown:
+            raise ValueError(f"the class folder {home} holds no picture ({', '.join(SUFFIXES[:4])}, ...); remove it")
+        entries += [Entry(path, home.name, split=split) for path in shown]
     return entries
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Picture files below a folder. `os.walk` does not follow links to folders, so a loop cannot trap it."""
-    found = []
-    for home, inner, files in os.walk(folder, onerror=_refuse):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [Path(home, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> None:
-    raise error  # a folder without the right to list it: `os.walk` would pass it over in silence
+    found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    if not found:
+        raise ValueError(f"{folder} has no class folders: put each class's pictures into a folder with its name")
+    return found
 
 
 def table_entries(path: str | Path) -> list[Entry]:
@@ -118,23 +91,16 @@ def table_entries(path: str | Path) -> list[Entry]:
 
     ValueError naming the line for a missing field or an unknown split, and for a file that is not UTF-8.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    path, entries = Path(path), []
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(lines, newline=""))
-        rows = [(reader.line_num, row) for row in reader]
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        rows = ((reader.line_num, row) for row in reader)
     else:
-        rows = [(number, _object(path, number, line)) for number, line in enumerate(lines.split("\n"), 1) if line.strip()]
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    entries = []
+        rows = read_jsonl(path)
     for number, row in rows:
         cells = {k: "" if row.get(k) is None else str(row[k]).strip() for k in ("path", "label", "family", "split")}
         if not cells["path"] or not cells["label"]:
-            raise ValueError(f"{path}, line {number}: a row needs path and label, it has {sorted(k for k in row if k)}")
+            raise ValueError(f"{path}, line {number}: a row needs path and label, it has {[k for k in row if k]}")
         if cells["split"] and cells["split"].lower() not in SPLITS:
             raise ValueError(f"{path}, line {number}: unknown split {cells['split']!r}; use train, val or test")
         split = SPLITS.get(cells["split"].lower())
@@ -142,59 +108,43 @@ def table_entries(path: str | Path) -> list[Entry]:
     return entries
 
 
-def _object(path: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}: should be an object with path and label")
-    return row
-
-
 def counts(entries: Iterable[Entry]) -> pd.DataFrame:
-    """The dry run: pictures of each class, by split where there are splits; fewest first. Opens no file.
-
-    Raises as `names.clean_names`: two spellings of one class show here.
-    """
+    """The dry run: pictures of each class, by split, fewest first. Opens no file. Raises as `names.clean_names`."""
     entries = list(entries)
     names = clean_names(e.label for e in entries)
-    frame = pd.DataFrame([(names[e.label], e.split or "all") for e in entries], columns=["class", "split"])
-    table = frame.value_counts(["class", "split"]).unstack(fill_value=0)
-    table["pictures"] = table.sum(axis=1)
-    return table.sort_values(["pictures"], kind="stable")
+    classes, splits = [names[e.label] for e in entries], [e.split or "all" for e in entries]
+    table = pd.crosstab(pd.Series(classes, name="class"), pd.Series(splits, name="split"))
+    return table.assign(pictures=table.sum(axis=1)).sort_values("pictures", kind="stable")
 
 
-def load_images(entries: Sequence[Entry], decode: bool = True, workers: int = 8) -> Loaded:
+def load_images(entries: Sequence[Entry]) -> Loaded:
     """The data set of `entries`, names cleaned, without files that cannot be read or were listed before.
 
-    decode: open each picture wholly, about 5 ms for a photograph; False looks at headers alone, for hundreds of
-    thousands. Raises ValueError where nothing is left, or as `names.clean_names`.
+    Columns: image and label, and family and split where they are known. It holds paths: a picture is read again when
+    it is needed. ValueError where nothing is left, or as `names.clean_names`.
     """
     names = clean_names(e.label for e in entries)
-
     first = {e.path: i for i, e in reversed(list(enumerate(entries)))}
 
     def fault(number: int, entry: Entry) -> str | None:
         if first[entry.path] != number:
             return f"listed before, as {entries[first[entry.path]].label!r}: a picture may be in one split only"
         try:
-            read_image(entry.path, decode)
+            read_image(entry.path)
         except ValueError as error:
             return str(error)
 
-    with warnings.catch_warnings(action="ignore", category=DecompressionBombWarning), ThreadPoolExecutor(workers) as pool:
-        faults = list(tqdm(pool.map(fault, *zip(*enumerate(entries))), total=len(entries), desc="open pictures", mininterval=5))
+    with warnings.catch_warnings(action="ignore", category=DecompressionBombWarning), ThreadPoolExecutor(8) as pool:
+        checked = pool.map(fault, range(len(entries)), entries)
+        faults = list(tqdm(checked, total=len(entries), desc="open pictures", mininterval=5))
     good = [e for e, reason in zip(entries, faults) if reason is None]
     skipped = [(e.path, reason) for e, reason in zip(entries, faults) if reason is not None]
     if not good:
-        example = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ValueError(f"none of {len(entries)} pictures can be read{example}")
+        raise ValueError(f"none of {len(entries)} pictures can be read; the first: {skipped[:1]}")
     columns = {"image": [str(e.path) for e in good], "label": [names[e.label] for e in good]}
-    features = {"image": ImageColumn(), "label": Value("string")}
-    for name in ("family", "split"):
-        if any(getattr(e, name) for e in good):
-            columns[name], features[name] = [getattr(e, name) for e in good], Value("string")
+    columns |= {"family": [e.family for e in good], "split": [e.split for e in good]}
+    columns = {name: values for name, values in columns.items() if any(values)}
+    features = {name: ImageColumn() if name == "image" else Value("string") for name in columns}
     data = Dataset.from_dict(columns, features=Features(features))
     lost = sorted(set(names.values()) - set(columns["label"]))
     return Loaded(data, skipped, [(raw, clean) for raw, clean in names.items() if raw != clean], lost)
@@ -203,29 +153,23 @@ def load_images(entries: Sequence[Entry], decode: bool = True, workers: int = 8)
 def hub_images(repo_id: str, image: str = "image", label: str = "label", **options) -> Loaded:
     """A data set of the Hub (downloads it) or of a local folder that `datasets.load_dataset` reads.
 
-    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. The pictures stay
-    in the files of `datasets`, however many they are; a broken one shows when it is read. ValueError where a column
-    is missing or holds no pictures, and for a part that is no split, as "unlabelled".
+    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. A broken
+    picture shows when it is read. ValueError for a part that is no split ("unlabelled"), and a row without a label.
     """
     parts = load_dataset(repo_id, **options)
     parts = parts if isinstance(parts, dict) else {str(parts.split): parts}
     pieces, raw, splits = [], [], []
     for name, part in parts.items():
-        if missing := {image, label} - set(part.column_names):
-            raise ValueError(f"{repo_id} has no column {sorted(missing)[0]!r}; its columns: {part.column_names}")
-        if not isinstance(part.features[image], ImageColumn):
-            raise ValueError(f"the column {image!r} of {repo_id} holds no pictures but {part.features[image]}")
         split = SPLITS.get(name.partition("[")[0].lower())  # "train[:10%]" is train
         if split is None and len(parts) > 1:
-            raise ValueError(f"{repo_id} has a part {name!r}: is it train, val or test? split={name!r} takes it alone")
+            raise ValueError(f"is the part {name!r} of {repo_id} train, val or test? split={name!r} takes it alone")
         kind, values = part.features[label], part[label][:]
         if None in values:
-            raise ValueError(f"row {values.index(None)} of {name!r} in {repo_id} has no {label!r}: leave such rows out first")
+            raise ValueError(f"{repo_id}, {name}[{values.index(None)}] has no {label!r}: leave such rows out first")
         raw += [kind.int2str(v) if isinstance(kind, ClassLabel) else str(v) for v in values]
         splits += [split] * len(part)
-        piece = part.select_columns([image])
-        pieces.append(piece if image == "image" else piece.rename_column(image, "image"))
+        pieces.append(part.select_columns([image]).rename_columns({image: "image"}))
     names = clean_names(raw)
     data = concatenate_datasets(pieces).add_column("label", [names[r] for r in raw])
     data = data.add_column("split", splits, feature=Value("string"))
-    return Loaded(data, [], [(r, c) for r, c in names.items() if r != c])
+    return Loaded(data, [], [(r, c) for r, c in names.items() if r != c], [])

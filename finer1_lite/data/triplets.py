@@ -1,21 +1,16 @@
-"""Triplets as a data set that the released TAPO code (on EasyR1 / verl) trains on.
+"""Triplets as a data set that the released TAPO code (on EasyR1 / verl) trains on; written and read back.
 
 Each row has the released columns. What they hold was read from github.com/PKU-ICST-MIPL/FineR1_ICLR2026
-(`TAPO/verl/utils/dataset.py`, `TAPO/verl/trainer/ray_trainer_new.py`):
+(`TAPO/verl/utils/dataset.py`, `TAPO/verl/trainer/ray_trainer_new.py`). The names mislead:
 
     images       list of one image: the anchor
     image_noisy  list of one image: the positive. Answers are sampled from it beside the anchor's and share
-                 their advantages (`worker.actor.is_noisy`); the name comes from NoisyRollout
-    image_aug    list of one image: the negative. Answers are scored again under it, for the KL term; the name
-                 comes from PAPO, where it is the anchor with patches blackened
+                 their advantages (`worker.actor.is_noisy`)
+    image_aug    list of one image: the negative. Answers are scored again under it, for the KL term
     problem      "<image>" and the bare question; the format instruction comes from a template
     answer       the label
-
-The names mislead: `image_aug`, in spite of "intra-class augmentation", is not the positive.
 """
 
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +19,14 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from ..files import read_jsonl, write_jsonl, write_whole
 from ..images import as_rgb
 from ..prompts import THINK_INSTRUCTION
 from ..samplers import Triplet
 
 ROLES = {"images": "anchor", "image_noisy": "positive", "image_aug": "negative"}
-TEXTS = ("problem", "answer")
-FEATURES = Features({c: List(ImageColumn()) for c in ROLES} | {c: Value("string") for c in TEXTS})
+FEATURES = Features({c: List(ImageColumn()) for c in ROLES} | dict.fromkeys(("problem", "answer"), Value("string")))
+MARK = "<image>"
 
 
 def export_triplets(
@@ -40,67 +36,52 @@ def export_triplets(
     """Write the triplets in two forms and return the folder `data`, the one to give as `data.train_files`.
 
         data/train-00000-of-00001.parquet   with the images inside: needs nothing else
-        triplets.jsonl, images/             the same rows with paths relative to `folder`; the released code
-                                            looks for them from the folder that it is started in
-        format_prompt.jinja                 our instruction, to give as `data.format_prompt`: with it a policy
-                                            of chapter 2 is asked as it was taught
+        triplets.jsonl, images/             the same rows with paths relative to `folder`, to be started there
+        format_prompt.jinja                 our instruction, to give as `data.format_prompt`
 
     triplets: indices into `images` and `labels`. questions: the bare question of each triplet. Positive and
     negative are resized to the anchor's size: an answer is scored under each of them with the anchor's
-    placeholders, so all three must give the same number of image tokens. ValueError for a triplet whose
-    labels do not fit, for a question that holds "<image>", and if there is not one question for each triplet.
+    placeholders, so all three must give the same number of image tokens. ValueError, before anything is written, for
+    labels that do not fit, a question that holds "<image>", and without one question for each triplet.
     """
-    if len(triplets) != len(questions):
-        raise ValueError(f"{len(triplets)} triplets and {len(questions)} questions: each triplet needs one")
-    texts = [{"problem": _problem(q), "answer": _answer(t, labels)} for t, q in zip(triplets, questions)]
+    for triplet, question in zip(triplets, questions, strict=True):
+        anchor, positive, negative = (labels[i] for i in triplet)
+        if anchor != positive or anchor == negative or MARK in question:
+            raise ValueError(f"the labels {anchor!r}, {positive!r}, {negative!r} or {question!r} do not fit")
     folder, inside, beside = Path(folder), [], []
     for part in ("images", "data"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for row, triplet in enumerate(triplets):
-        pictures = _same_size(triplet, images)
-        # the name of a file holds no label, which could be any text
-        paths = {column: f"images/{row:06d}_{role}.png" for column, role in ROLES.items()}
-        for column, path in paths.items():
-            (folder / path).write_bytes(pictures[column])
-        inside.append({c: [{"bytes": png, "path": None}] for c, png in pictures.items()} | texts[row])
-        beside.append({c: [path] for c, path in paths.items()} | texts[row])
-    lines = [json.dumps(row) + "\n" for row in beside]
-    (folder / "triplets.jsonl").write_text("".join(lines), encoding="ascii", newline="\n")
-    (folder / "format_prompt.jinja").write_text("{{ content | trim }} " + THINK_INSTRUCTION)
-    _write_parquet(inside, folder / "data" / "train-00000-of-00001.parquet")
+    for row, (triplet, question) in enumerate(zip(triplets, questions)):
+        size, files = as_rgb(images[triplet.anchor]).size, {}
+        for column, role in ROLES.items():
+            files[column] = f"images/{row:06d}_{role}.png"  # a label could be any text
+            picture = as_rgb(images[getattr(triplet, role)])
+            picture.resize(size, Image.Resampling.BICUBIC).save(folder / files[column])
+        texts = {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]}
+        beside.append({column: [file] for column, file in files.items()} | texts)
+        pngs = {column: (folder / file).read_bytes() for column, file in files.items()}
+        inside.append({column: [{"bytes": png, "path": None}] for column, png in pngs.items()} | texts)
+    write_jsonl(folder / "triplets.jsonl", beside)
+    write_whole(folder / "format_prompt.jinja", "{{ content | trim }} " + THINK_INSTRUCTION)
+    table = Dataset.from_list(inside, features=FEATURES).with_format("arrow")[:]
+    # before 4.0 `datasets` had no "List" and refuses the file; its "Sequence" is understood by all
+    types = table.schema.metadata[b"huggingface"].replace(b'"List"', b'"Sequence"')
+    table = table.replace_schema_metadata({b"huggingface": types})
+    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
     return folder / "data"
 
 
-def _answer(triplet: Triplet, labels: Sequence[str]) -> str:
-    anchor, positive, negative = (labels[i] for i in triplet)
-    if anchor != positive or anchor == negative:
-        raise ValueError(
-            f"{triplet} has the labels {anchor!r}, {positive!r}, {negative!r}; the first two must be one"
-            " class, the third another: are the triplets of this data set?"
-        )
-    return anchor
+def read_triplets(path: str | Path) -> Dataset:
+    """The triplets of `export_triplets` with the columns anchor, positive, negative, question and label.
 
-
-def _problem(question: str) -> str:
-    if "<image>" in question:
-        raise ValueError(f"the question {question!r} holds <image>; give it bare, the mark is added here")
-    return f"<image>{question}"
-
-
-def _same_size(triplet: Triplet, images: Sequence[Image.Image]) -> dict[str, bytes]:
-    """The three images in the anchor's size, as PNG files: column -> bytes."""
-    pictures = {role: as_rgb(images[index]) for role, index in triplet._asdict().items()}
-    size, files = pictures["anchor"].size, {}
-    for column, role in ROLES.items():
-        file = io.BytesIO()
-        pictures[role].resize(size, Image.Resampling.BICUBIC).save(file, "PNG")  # the same size: no change
-        files[column] = file.getvalue()
-    return files
-
-
-def _write_parquet(rows: list[dict], path: Path) -> None:
-    """A parquet file that `datasets` of any version opens with the images decoded."""
-    table = Dataset.from_list(rows, features=FEATURES).with_format("arrow")[:]
-    # Before 4.0 `datasets` had no "List" and refuses the file; its "Sequence" is understood by all.
-    types = table.schema.metadata[b"huggingface"].replace(b'"List"', b'"Sequence"')
-    pq.write_table(table.replace_schema_metadata({b"huggingface": types}), path)
+    path: the parquet file, its folder `data`, or triplets.jsonl. Pictures are decoded when they are asked for.
+    """
+    path, made = Path(path), []
+    listed = path.suffix == ".jsonl"
+    for row in [row for _, row in read_jsonl(path)] if listed else pq.read_table(path).to_pylist():
+        pictures = {role: row[column][0] for column, role in ROLES.items()}
+        if listed:
+            pictures = {role: str(path.parent / file) for role, file in pictures.items()}
+        made.append(pictures | {"question": row["problem"].removeprefix(MARK), "label": row["answer"]})
+    features = dict.fromkeys(ROLES.values(), ImageColumn()) | dict.fromkeys(("question", "label"), Value("string"))
+    return Dataset.from_list(made, features=Features(features))
