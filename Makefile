@@ -1,11 +1,13 @@
-# Two commands: `make run` (the whole story on a CPU) and `make test`. Both install what they need into .venv.
+# `make run` (the whole story on a CPU) and `make test`. Both install what they need into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 CHAPTERS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+# Two processes with a thread each are faster than one with two; two with two are far slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test install study evidence
+.PHONY: run test test-slow install study evidence
 .DEFAULT_GOAL := run
 
 install: .venv/installed
@@ -22,25 +24,24 @@ run: install
 	for chapter in $(CHAPTERS); do echo "== $$chapter"; \
 	  (cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --log-level=WARN \
 	    --output-dir ../runs/cpu/notebooks $$(basename $$chapter)) || exit 1; done
-	$(BIN)/python -m finer1_lite.story --report runs/cpu
+	$(BIN)/python -m finer1_lite.evaluate.statistics runs/cpu/results.csv
 
-# Each chapter starts from the shipped artefacts, in a folder of its own, so that your results stay as they are.
+# Unit tests, doctests, and every chapter with small values, in a folder of its own.
 test: install
-	$(BIN)/python -m pytest -q
-	rm -rf runs/test
-	for chapter in $(notdir $(CHAPTERS)); do \
-	  (cd notebooks && FINER1_RUNS=../runs/test/$$chapter ../$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=1200 \
-	    $$chapter) || exit 1; done
+	$(PYTEST) --nbmake --nbmake-timeout=1200 notebooks tests finer1_lite
+
+# What takes longer: twenty kills, all chapters on a pretended GPU, pre-training, the 3B's real sizes.
+test-slow: install
+	$(PYTEST) -m slow tests
 
 # The committed results: five seeds of the whole story without notebooks, and the shipped artefacts from seed 0.
 study: install
-	$(BIN)/python -m finer1_lite.story --seeds 0 1 2 3 4 --out results
+	$(BIN)/python -m studies.story --seeds 0 1 2 3 4
 	mkdir -p finer1_lite/birds/assets/reference
 	cp -r runs/study/seed0/chains.jsonl runs/study/seed0/sft_answers runs/study/seed0/cot_sft runs/study/seed0/dapo \
 	  runs/study/seed0/tapo finer1_lite/birds/assets/reference/
 
-# What goes on from the study's folder: ablations, then the other studies. About three hours on two cores; a killed
-# run goes on where it was.
+# What goes on from the study's folder, about three hours on two cores; a killed run goes on where it was.
 evidence: install
-	for study in ablations teachers baselines why transfer; do $(BIN)/python -m finer1_lite.evidence.$$study || exit 1; done
-	$(BIN)/python -m finer1_lite.evidence.page
+	for study in ablations teachers baselines why transfer; do $(BIN)/python -m studies.$$study || exit 1; done
+	$(BIN)/python -m studies.page

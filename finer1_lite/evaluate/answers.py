@@ -1,8 +1,8 @@
 """Greedy answers of a policy to "which class is this?", open-world and closed-world, and whether they are right.
 
 Open-world is the bare question. Closed-world lists four options, the label and its look-alikes, in an order drawn from
-the seed (in the released files the right one is always first). An answer is right if it contains the label, as in the
-released code, and strictly right if it is the label. `evaluate.protocols` judges the same answers by the released rules.
+the seed (in the released files the right one is always first). An answer is right if it contains the label, as in
+the released code, and strictly right if it is the label. `protocols` judges the same answers by the released rules.
 """
 
 import hashlib
@@ -108,7 +108,8 @@ def ask(
     """
     labels, seen, number = data["label"][:], data["seen"][:], len(prompts)
     if not number == len(labels) == len(cache.images):
-        raise ValueError(f"{number} prompts, {len(labels)} labels and {len(cache.images)} images: each row needs one of each")
+        found = f"{number} prompts, {len(labels)} labels and {len(cache.images)} images"
+        raise ValueError(f"{found}; each row needs one of each")
     keys, found, store = [""] * number, {}, None
     if path is not None:
         keys, store = _keys(policy, cache, labels, seen, prompts), JsonLines(path, [f.name for f in fields(Prediction)])
@@ -125,10 +126,11 @@ def ask(
                 continue
             # The whole batch, also where some of it is known: another batch would round differently.
             texts = rollout(policy, [(prompts[i], s) for i, s in zip(batch, cache.get(batch))], 1, None, 0).texts
-            made = {i: judge(i, labels[i], seen[i], t, prompts[i], keys[i]) for i, t in zip(batch, texts) if i in missing}
-            found |= made
+            said = dict(zip(batch, texts))
+            made = [judge(i, labels[i], seen[i], said[i], prompts[i], keys[i]) for i in missing]
+            found |= {p.index: p for p in made}
             if store:
-                store.append(*map(asdict, made.values()))
+                store.append(*map(asdict, made))
             bar.update(len(missing))
     return [found[i] for i in range(number)]
 
@@ -160,7 +162,8 @@ def fingerprint(policy: Policy) -> str:
     """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
     profile = policy.profile
     limits = (profile.dtype, profile.quantize, profile.max_pixels, profile.max_new_tokens)
-    weights = dict(policy.backbone.language_model.layers[-1].named_parameters())  # merged or trained on, all layers differ
+    last = policy.backbone.language_model.layers[-1]  # merged or trained on, all layers differ
+    weights = dict(last.named_parameters())
     if isinstance(policy.model, PeftModel):
         weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
     return hashlib.sha256(f"{limits} {digest(weights)}".encode()).hexdigest()

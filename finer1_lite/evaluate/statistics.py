@@ -1,5 +1,9 @@
-"""What can be concluded from answers: rows of a results file, intervals over seeds, classes and images, smaller tests."""
+"""What can be concluded from answers: rows of a results file, intervals over seeds, classes, images; smaller tests.
 
+`python -m finer1_lite.evaluate.statistics runs/cpu/results.csv` prints the table of a results file.
+"""
+
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,7 +18,7 @@ COLUMNS = ("method", "split", "protocol", "metric", "value", "n", "seed")
 
 
 def result_rows(predictions: list[Prediction], method: str, protocol: str, seed: int) -> list[dict]:
-    """Accuracy, strict accuracy and answer length on seen and on unseen classes, as rows (COLUMNS) of a results file."""
+    """Accuracy, strict accuracy and answer length on seen and unseen classes, as rows (COLUMNS) of a results file."""
     rows = []
     for split, wanted in (("seen", True), ("unseen", False)):
         part = [p for p in predictions if p.seen == wanted]
@@ -34,7 +38,7 @@ def result_rows(predictions: list[Prediction], method: str, protocol: str, seed:
 def table(results: pd.DataFrame) -> str:
     """Accuracy of each method in percent as a Markdown table: the mean over seeds, with their lowest and highest."""
     figures = results[results.metric == "accuracy"].groupby(["method", "protocol", "split"]).value
-    lines = ["| method | open, seen | open, unseen | closed, seen | closed, unseen |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| method | open, seen | open, unseen | closed, seen | closed, unseen |", "|" + " --- |" * 5]
     for method in (m for m in METHODS if m in set(results.method)):
         cells = []
         for key in ((method, protocol, split) for protocol in ("open", "closed") for split in ("seen", "unseen")):
@@ -132,3 +136,7 @@ def subset_error(labels: Sequence[str], chosen: Sequence[str]) -> float:
     whole, part, n = Counter(labels), Counter(chosen), len(chosen)
     between = sum((part[c] / n - whole[c] / len(labels)) ** 2 for c in whole)
     return float(np.sqrt(0.25 * max(between, 1 / n - 1 / len(labels))))
+
+
+if __name__ == "__main__":
+    print(table(pd.read_csv(sys.argv[1])))

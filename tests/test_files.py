@@ -1,0 +1,90 @@
+"""Files are whole or not there, rows come back with their line numbers, and a store of answers survives a kill."""
+
+import csv
+import json
+import multiprocessing
+import resource
+from pathlib import Path
+
+import pytest
+
+from finer1_lite.files import JsonLines, read_jsonl, write_csv, write_jsonl, write_whole
+
+
+def test_rows_come_back_with_their_lines(tmp_path):
+    rows = [{"name": "Grünfink", "n": 1}, {"name": "a, \"b\"\nc", "extra": [1]}]
+    write_jsonl(tmp_path / "deep" / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "deep" / "rows.jsonl") == [(1, rows[0]), (2, rows[1])]
+    write_csv(tmp_path / "rows.csv", rows)
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == [row["name"] for row in rows]
+    write_whole(tmp_path / "bom.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": 2}')  # as Windows writes it
+    assert read_jsonl(tmp_path / "bom.jsonl") == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+@pytest.mark.parametrize("content, words", [(b'{"a": 1}\n{"a"', "line 2"), (b"[1]\n", "line 1"), (b'{"a": "\xff"}', "line 1")])
+def test_a_broken_line_is_named(tmp_path, content, words):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.jsonl, {words}"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def write_with_little_room(path: Path, outcome) -> None:
+    """A process that may write files of 1 KiB at most: what a full disk says, for real."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+    try:
+        write_csv(path, [{"text": "x" * 5000}])
+    except OSError as error:
+        outcome.send(str(error))
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path):
+    path, (ours, theirs) = tmp_path / "results.csv", multiprocessing.get_context("forkserver").Pipe()
+    write_csv(path, [{"text": "old"}])
+    process = multiprocessing.get_context("forkserver").Process(target=write_with_little_room, args=(path, theirs))
+    process.start()
+    assert ours.poll(60) and "large" in ours.recv()
+    process.join()
+    assert path.read_text() == "text\nold\n" and [p.name for p in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_a_store_grows_and_drops_the_half_line_of_a_kill(tmp_path):
+    store = JsonLines(tmp_path / "answers" / "a.jsonl", ("key",))
+    assert store.rows == []
+    store.append({"key": 1, "text": "ü\nx"}, {"key": 2})
+    with store.path.open("ab") as file:
+        file.write(b'{"key": 3, "te')  # killed while it wrote
+    again = JsonLines(store.path, ("key",))
+    assert [row["key"] for row in again.rows] == [1, 2]
+    again.append({"key": 4})
+    store.append({"key": 5})  # the first one takes up what the second wrote
+    assert [row["key"] for row in store.rows] == [1, 2, 4, 5] and store.rows[0]["text"] == "ü\nx"
+    assert [row["key"] for _, row in read_jsonl(store.path)] == [1, 2, 4, 5]
+
+
+def test_a_store_that_somebody_changed_is_refused(tmp_path):
+    store = JsonLines(tmp_path / "a.jsonl", ("key",))
+    store.append({"key": 1}, {"key": 2})
+    store.path.write_text('{"key": 1}\n')
+    with pytest.raises(ValueError, match="a.jsonl got shorter"):
+        store.append({"key": 3})
+    store.path.write_text('{"key": 1}\n{"word": 1}\n')
+    with pytest.raises(ValueError, match="a.jsonl, line 2: should be an object with key"):
+        JsonLines(store.path, ("key",))
+
+
+def append_many(path: Path, who: int) -> None:
+    store = JsonLines(path)
+    for n in range(40):
+        store.append({"who": who, "n": n})
+
+
+def test_processes_may_write_to_one_store(tmp_path):
+    path, context = tmp_path / "a.jsonl", multiprocessing.get_context("forkserver")
+    writers = [context.Process(target=append_many, args=(path, who)) for who in range(3)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all([r["n"] for r in rows if r["who"] == who] == list(range(40)) for who in range(3)) and len(rows) == 120
