@@ -1,8 +1,8 @@
 """Which part of the method does the work? One thing changed at a time, every variant against TAPO.
 
-`python -m studies.ablations` goes on from the story's chains and CoT SFT, which all variants of a seed share. Reinforcement
-takes STEPS steps with the same number of rollouts and the same learning rate, whatever is changed; Stage 1 on other
-chains takes as many steps as on all. About two hours. Writes
+`python -m studies.ablations` goes on from the story's chains and CoT SFT, which all variants of a seed share.
+Reinforcement takes STEPS steps with the same number of rollouts and the same learning rate, whatever is changed;
+Stage 1 on other chains takes as many steps as on all. About two hours. Writes
 
     ablations.csv        open-world accuracy of each variant and its paired difference to the last one of its table
     ablation_curves.csv  what training looked like, for the switches between paper and released code
@@ -77,11 +77,6 @@ def first_stage(lab: Seed, name: str) -> Path:
     return lab.sft("cot_sft", f"ablation_{name}", rows, epochs=lab.same_steps(rows))
 
 
-def start_of(lab: Seed, name: str) -> Policy:
-    """The policy that the second stage starts from."""
-    return load_policy(lab.profile, None if name == "base" else first_stage(lab, name), seed=lab.seed)
-
-
 def run_variant(lab: Seed, name: str, steps: int = STEPS, protocol: str = "open") -> list[Prediction]:
     """Train one variant from one seed, as far as it is not done, and ask it about the judged images."""
     variant, folder = VARIANTS[name], f"ablation_{name}"
@@ -96,7 +91,11 @@ def run_variant(lab: Seed, name: str, steps: int = STEPS, protocol: str = "open"
         how = {"ask": partial(question, think=False), "reward": bare_reward}
     if variant.loss.aggregation == "micro_batch":  # its parts are part of what it computes
         config = replace(config, micro_batch=RELEASED_MICRO_BATCH)
-    start = partial(start_of, lab, variant.start)
+
+    def start() -> Policy:
+        adapter = None if variant.start == "base" else first_stage(lab, variant.start)
+        return load_policy(lab.profile, adapter, seed=lab.seed)
+
     adapter = lab.rl(folder, config, variant.loss, start, negative=variant.negative, **how)
     return lab.answers(folder, adapter, protocol, variant.think)
 
@@ -115,7 +114,9 @@ def one_variant(job: tuple[str, int], work: Path) -> list[dict]:
     (name, seed), kept = job, ["step", "accuracy", "inter_kl", "entropy"]
     run_variant(seed_of(seed, work), name)
     print(f"[seed {seed}] {name} done", flush=True)
-    log = pd.read_csv(work / f"seed{seed}" / f"ablation_{name}.csv").round(5)[kept] if name in CURVES else pd.DataFrame()
+    if name not in CURVES:
+        return []
+    log = pd.read_csv(work / f"seed{seed}" / f"ablation_{name}.csv").round(5)[kept]
     return [{"variant": name, "seed": seed} | row for row in log.to_dict("records")]
 
 
@@ -137,10 +138,9 @@ def table_rows(work: Path, seeds: list[int]) -> list[dict]:
     return rows
 
 
-def tables(curves: list[dict], work: Path, seeds: list[int], out: Path) -> dict[str, list[dict]]:
-    """Both tables."""
-    return {"ablation_curves.csv": curves, "ablations.csv": table_rows(work, seeds)}
-
-
 if __name__ == "__main__":
-    run("ablations", __doc__, one_variant, tables, lambda seeds: itertools.product(VARIANTS, seeds), before=prepare)
+    run(
+        "ablations", __doc__, one_variant, lambda rows, work, seeds, _:
+        {"ablation_curves.csv": rows, "ablations.csv": table_rows(work, seeds)},
+        jobs=lambda seeds: itertools.product(VARIANTS, seeds), before=prepare,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The difference between two methods, seed by seed: what is the same in both, the seed's species above all, cancels."""
+"""The difference between two methods, seed by seed: what is the same in both, above all the species, cancels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ from finer1_lite.evaluate.statistics import interval
 
 
 def paired(gaps: Sequence[float]) -> dict[str, float]:
-    """Of each seed's difference: mean, 95% t-interval (low, high) and the t-test's p; nan where the seeds cannot tell.
+    """Of each seed's difference: mean, 95% t-interval (low, high) and the t-test's p; nan where the seeds cannot
+    tell.
 
     >>> {name: round(x, 2) for name, x in paired([0.1, 0.2, 0.1]).items()}
     {'mean': 0.13, 'low': -0.01, 'high': 0.28, 'p': 0.06}
@@ -23,7 +24,7 @@ def paired(gaps: Sequence[float]) -> dict[str, float]:
 def difference(
     work: Path, seeds: Sequence[int], a: str, b: str, protocol: str, keep: Callable[[int, Prediction], bool]
 ) -> dict:
-    """Row: accuracy of method `a` minus `b` on the same images, those that `keep(seed, prediction)` accepts; see `paired`."""
+    """Row: accuracy of `a` minus `b` on the same images, those that `keep(seed, prediction)` takes; see `paired`."""
     gaps = []
     for seed in seeds:
         both = (load_predictions(work / f"seed{seed}" / f"{method}_{protocol}.jsonl") for method in (a, b))

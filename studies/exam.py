@@ -1,4 +1,4 @@
-"""What `studies.transfer` asks: questions of the bird world and its fish, worse pictures, and how answers become rows."""
+"""What `studies.transfer` asks about birds and fish, worse pictures of the birds, and how answers become rows."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -56,7 +56,7 @@ def food(species: Sequence[Species], split: str) -> list[Question]:
 
 
 def naming(
-    labels: Sequence[str], splits: Sequence[str], picked: Sequence[int], options: Callable[[str], list[str]] | None = None
+    labels: Sequence[str], splits: Sequence[str], picked: Sequence[int], options: Callable[[str], list] | None = None
 ) -> list[Question]:
     """Which bird it is, in all phrasings in turn. options: label -> what may be answered, to be listed."""
     made = []
@@ -76,7 +76,8 @@ def fish_questions(pictures: Sequence[fish.Fish]) -> tuple[list[Question], list[
         family = [f for f in fish.all_fish() if f.family == one.family]
         family = [family[(k + i) % len(family)] for k in range(len(family))]  # each stands first as often
         guide = " ".join(f"The {f.name} has {', '.join(f.concepts())}." for f in family)
-        guided.append(Question(i, f"{guide} {ways[i % len(ways)]}", (one.name,), tuple(f.name for f in family), "fish"))
+        text, options = f"{guide} {ways[i % len(ways)]}", tuple(f.name for f in family)
+        guided.append(Question(i, text, (one.name,), options, "fish"))
     return parts, guided
 
 
@@ -116,8 +117,9 @@ def rows_of(task: str, measure: str, questions: Sequence[Question], values, list
     for split in dict.fromkeys(q.split for q in questions):
         part = [(q, float(v)) for q, v in zip(questions, values, strict=True) if q.split == split]
         chance = round(float(np.mean([1 / len(q.options) if listed else q.chance for q, _ in part])), 4)
-        cells = {"task": task, "split": split, "measure": measure, "value": round(float(np.mean([v for _, v in part])), 4)}
-        rows.append(cells | {"n": len(part), "chance": chance})
+        value = round(float(np.mean([v for _, v in part])), 4)
+        cells = {"task": task, "split": split, "measure": measure, "value": value, "n": len(part), "chance": chance}
+        rows.append(cells)
     return rows
 
 

@@ -2,11 +2,11 @@
 
 The bird world's renderer is deterministic, so the pixels that tell a species from its look-alike are known exactly:
 those that differ when the same picture is drawn with the other's looks. They are hidden under a grey *box*, not pixel
-by pixel, because a grey spot in the form of a forked tail would still show a forked tail. The paper does not test this.
-"""
+by pixel, because a grey spot in the form of a forked tail would still show a forked tail. The paper does not test
+this. """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,7 @@ def box_around(mask: np.ndarray) -> Box:
 
 
 def box_elsewhere(box: Box, bird: np.ndarray) -> Box | None:
-    """The place beside `box` where a box of its size covers most of the bird (H, W), at least half of it; else None."""
+    """Where, beside `box`, a box of its size lies most on the bird (H, W), with at least half of it; or None."""
     top, left, bottom, right = box
     height, width = bottom - top, right - left
     counts = np.lib.stride_tricks.sliding_window_view(bird, (height, width)).sum((2, 3)).astype(float)
@@ -57,17 +57,8 @@ def hide(image: Image.Image, box: Box) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@dataclass(frozen=True)
-class Viewed:
-    """One bird in the VIEWS, by name, and its look-alike."""
-
-    species: Species
-    other: Species
-    images: Mapping[str, Image.Image]
-
-
-def views(species: Species, number: int) -> Viewed | None:
-    """Picture `number` and its changed forms; None where no box of the same size fits elsewhere on the bird.
+def views(species: Species, number: int) -> tuple[Species, dict[str, Image.Image]] | None:
+    """The look-alike, and picture `number` in the VIEWS; None where no second box of that size fits on the bird.
 
     redrawn: with the marks of the nearest look-alike that no base was taught to name, nothing else changed. marks
     hidden: a box over what differs between the two; elsewhere hidden: as large a box beside it.
@@ -81,4 +72,4 @@ def views(species: Species, number: int) -> Viewed | None:
     if beside is None:
         return None
     redrawn = draw(replace(species, looks=other.looks), number)
-    return Viewed(species, other, dict(zip(VIEWS, (image, redrawn, hide(image, box), hide(image, beside)))))
+    return other, dict(zip(VIEWS, (image, redrawn, hide(image, box), hide(image, beside))))

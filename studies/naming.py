@@ -1,4 +1,4 @@
-"""Ways to name a bird that `studies.baselines` compares: SigLIP, classifiers of four pictures a class, prompts to the base."""
+"""Ways to name a bird for `studies.baselines`: SigLIP, classifiers of four pictures a class, prompts to the base."""
 
 from collections.abc import Callable, Iterable
 from functools import cache

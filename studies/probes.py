@@ -1,8 +1,8 @@
 """What a model sees, knows and uses, as numbers: the paper's three probes, for any policy.
 
-Departures from the paper: the regularisation of a probe is chosen on validation pictures, never on test ones; the third
-probe is a cross-validated number, where the paper has a PCA picture. New here: whether the parts of a chain are right.
-"""
+Departures from the paper: the regularisation of a probe is chosen on validation pictures, never on test ones; the
+third probe is a cross-validated number, where the paper has a PCA picture. New here: whether the parts of a chain are
+right. """
 
 import re
 from collections.abc import Iterable, Sequence
@@ -129,7 +129,8 @@ def recognised(policy: Policy, species: Sequence[Species]) -> list[bool]:
     prefer the true sentence. Guessing is right for one in four.
     """
     policy.model.eval()
-    pairs = [((f"Which bird has {s.describe()}?", None), direct(o.name)) for s in species for o in (s, *look_alikes(s.name))]
+    asked = [(s, (f"Which bird has {s.describe()}?", None)) for s in species]
+    pairs = [(prompt, direct(other.name)) for s, prompt in asked for other in (s, *look_alikes(s.name))]
     made, size = [], policy.profile.eval_batch
     for start in range(0, len(pairs), size):
         prompts, answers = zip(*pairs[start : start + size])

@@ -1,9 +1,8 @@
 """Questions about pictures, or about nothing but text, that are not "which species is this?": asked, read, scored.
 
-Answers are greedy. Departures from usual practice: options are words in the prompt, not letters; beside what the policy
-writes, `choose` asks which option is likeliest behind its own thoughts, as a policy that has only learnt to name can know
-an answer and still write a name.
-"""
+Answers are greedy. Departures from usual practice: options are words in the prompt, not letters; beside what the
+policy writes, `choose` asks which option is likeliest behind its own thoughts, as a policy that has only learnt to
+name can know an answer and still write a name. """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,11 +36,7 @@ class Question:
 
 
 def prompt_of(question: Question, form: str = "think", listed: bool = True) -> str:
-    """The full prompt. form: "think", "answer", or "plain" without an instruction. listed: with the options, if any.
-
-    >>> prompt_of(Question(0, "What does it eat?", ("fish",), ("fish", "seeds")), "plain")
-    'What does it eat? Options: fish; seeds.'
-    """
+    """The full prompt. form: "think", "answer", or "plain", no instruction. listed: with the options, if any."""
     made = instructed(question.text, form != "answer", list(question.options) if listed else None)
     return made.removesuffix(f" {THINK_INSTRUCTION}") if form == "plain" else made
 
@@ -50,9 +45,6 @@ def said(text: str, form: str) -> str:
     """The part of a completion that answers: its <answer> (see `judge`), or the first line of a plain one.
 
     A policy that goes on with a chain after a plain answer has still answered; `in_form` counts that it went on.
-
-    >>> said("red crown.\\nCandidates: a; b.\\n<answer> a </answer>", "plain")
-    'red crown.'
     """
     if form == "plain":
         return text.strip().removeprefix("<think>").strip().partition("\n")[0]
@@ -81,11 +73,7 @@ def in_form(text: str) -> bool:
 
 
 def about(question: Question, name: str, phrase: str = "bird in the picture") -> Question:
-    """The question about a picture as one about a name, without the picture.
-
-    >>> about(Question(3, "What does the bird in the picture eat?", ("fish",)), "tunan tarn").text
-    'What does the tunan tarn eat?'
-    """
+    """The question about a picture as one about a name, without the picture."""
     return replace(question, image=None, text=question.text.replace(phrase, name))
 
 
@@ -135,7 +123,7 @@ def choose(
             part, rows, prompts = questions[start : start + per], [], []
             for q, s, text in zip(part, features(cache, [q.image for q in part]), texts[start : start + per]):
                 thought = text.partition("</think>")[0].rstrip() + "\n</think>\n"
-                rows += [answer_ids(policy.processor, f"{thought}<answer> {option} </answer>") for option in q.options]
+                rows += [answer_ids(policy.processor, f"{thought}<answer> {o} </answer>") for o in q.options]
                 prompts += [(prompt_of(q, "think", listed), s)] * len(q.options)
             mask = pad([[1] * len(row) for row in rows], 0, "right")
             ids = pad(rows, policy.processor.tokenizer.pad_token_id, "right")

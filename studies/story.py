@@ -82,7 +82,8 @@ def draw_poster(results: pd.DataFrame, path: Path) -> None:
     apart = [describe(s.looks, differences(species.looks, s.looks)).replace(", ", "\n") for s in alike]
     titles = [species.name, "the same", "the same", *(f"{s.name}:\n{marks}" for s, marks in zip(alike, apart))]
     images = [draw(species, i) for i in (1, 4, 2)] + [draw(s, 3) for s in alike]
-    figures = results[(results.metric == "accuracy") & (results.protocol == "open")].groupby(["split", "method"]).value
+    results = results[(results.metric == "accuracy") & (results.protocol == "open")]
+    figures = results.groupby(["split", "method"]).value
     mean, low, high = figures.mean(), figures.min(), figures.max()
     means = {f"{split} species": {m: mean[split, m] for m in METHODS} for split in ("seen", "unseen")}
     reach = {f"{s} species": {m: (mean[s, m] - low[s, m], high[s, m] - mean[s, m]) for m in METHODS}

@@ -47,8 +47,8 @@ class Seed:
 
     def writers(self) -> tuple[Sampler, Sampler]:
         """The base, which describes pictures, and the bird world's teacher, which writes chains."""
-        describe, write = (sampler_of(p, self.cache, self.seed) for p in (self.base, load_policy(self.profile, recipes.TEACHER)))
-        return describe, write
+        teacher = load_policy(self.profile, recipes.TEACHER)
+        return sampler_of(self.base, self.cache, self.seed), sampler_of(teacher, self.cache, self.seed)
 
     def chains(self) -> list[dict]:
         """Chat rows of the accepted chains."""
@@ -64,7 +64,7 @@ class Seed:
         return max(1, round(steps / -(-len(rows) // config.batch_size)))
 
     def sft(self, method: str, name: str | None = None, rows: list[dict] | None = None, **changes) -> Path:
-        """Stage 1 on bare names ("sft_answers") or on chains ("cot_sft"), those of `rows` or all; `changes` to the setting."""
+        """Stage 1 on names ("sft_answers") or on chains ("cot_sft"), of `rows` or all; `changes` to the setting."""
         folder = self.out / (name or method)
         if not (folder / WEIGHTS).exists():
             policy = load_policy(self.profile, seed=self.seed)
@@ -76,12 +76,13 @@ class Seed:
             policy.save(folder)
         return folder
 
-    def rl(self, name: str, config: TapoConfig, loss: LossConfig, start: Callable[[], Policy] | None = None, **how) -> Path:
+    def rl(self, name: str, config: TapoConfig, loss: LossConfig, start: Callable[[], Policy] = None, **how) -> Path:
         """Stage 2 from this seed's CoT SFT, or from `start()`; writes `name` and `name`.csv. how: see `reinforce`."""
         folder = self.out / name
         if not (folder / WEIGHTS).exists():
             policy = start() if start else load_policy(self.profile, self.sft("cot_sft"))
-            recipes.reinforce(policy, self.cache, self.labels, config, loss, self.seed, self.out / f"{name}.csv", **how)
+            log = self.out / f"{name}.csv"
+            recipes.reinforce(policy, self.cache, self.labels, config, loss, self.seed, log, **how)
             policy.save(folder)
         return folder
 
@@ -98,15 +99,18 @@ class Seed:
         adapter = self.adapter(method)
         return self.base if adapter is None else load_policy(self.profile, adapter, trainable=False)
 
-    def answers(self, name: str, adapter: Path | None, protocol: str = "open", think: bool | None = None) -> list[Prediction]:
+    def answers(
+        self, name: str, adapter: Path | None, protocol: str = "open", think: bool | None = None
+    ) -> list[Prediction]:
         """What the adapter (None: the base) answers about the judged images, kept in `out`.
 
         think: ask for a chain; None: as the story asks the method `name`. ValueError for a file of another adapter.
         """
         policy = self.base if adapter is None else load_policy(self.profile, adapter)
-        options = recipes.look_alike_classes(self.judged_cache, self.judged["label"]) if protocol == "closed" else None
-        asked = (name not in WITHOUT_CHAIN if think is None else think, self.seed, options, f"{name} {protocol}")
-        return predict(policy, self.judged_cache, self.judged, *asked, path=self.out / f"{name}_{protocol}.jsonl")
+        cache, think = self.judged_cache, name not in WITHOUT_CHAIN if think is None else think
+        options = recipes.look_alike_classes(cache, self.judged["label"]) if protocol == "closed" else None
+        path = self.out / f"{name}_{protocol}.jsonl"
+        return predict(policy, cache, self.judged, think, self.seed, options, f"{name} {protocol}", path=path)
 
 
 @cache
@@ -118,17 +122,17 @@ def seed_of(seed: int, work: Path) -> Seed:
 
 def run(
     name: str, what: str, one: Callable[..., list[dict]], tables: Callable[..., dict] | None = None,
-    jobs: Callable[[Sequence[int]], Iterable] = list, seeds: Sequence[int] = SEEDS, before: Callable[..., object] | None = None,
+    jobs: Callable[[Sequence[int]], Iterable] = list, seeds: Sequence[int] = SEEDS, before: Callable | None = None,
 ) -> None:  # fmt: skip
     """The command line of a study: all jobs, two at a time; its tables and its entry in `versions.json`.
 
-    jobs: seeds -> what `one` is called with, by default each seed. before: called as `one` with each seed, before them.
-    tables: (rows, work, seeds, out) -> {file: rows}, by default all rows in `<name>.csv`. A killed run goes on where it was.
-    """
+    jobs: seeds -> what `one` is called with, by default each seed. before: called as `one` with each seed, before
+    them. tables: (rows, work, seeds, out) -> {file: rows}, by default all rows in `<name>.csv`. A killed run goes on
+    where it was. """
     parser = argparse.ArgumentParser(description=what.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=Path("studies/results"), help="gets tables and versions")
-    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="chains, adapters, answers of all studies")
+    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="gets chains, adapters and answers")
     args = parser.parse_args()
     with get_context("spawn").Pool(2) as pool:
         if before:

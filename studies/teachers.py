@@ -1,10 +1,10 @@
 """Who should write the chains? A teacher, or the student itself from a few chains by hand.
 
-`python -m studies.teachers` trains CoT SFT on the chains of each source, for about the same number of steps, and asks the
-student about the test images. 20 minutes for three seeds. Writes `teachers.csv`: how good the chains are (`cot.quality`)
-and accuracy on seen and unseen species. Sources:
+`python -m studies.teachers` trains CoT SFT on the chains of each source, for about the same number of steps, and asks
+the student about the test images. 20 minutes for three seeds. Writes `teachers.csv`: how good the chains are
+(`cot.quality`) and accuracy on seen and unseen species. Sources:
 
-    teacher         the tiny teacher, told the label and the concepts (the paper's way): one chain for each seen species
+    teacher         the tiny teacher, told the label and the concepts as in the paper: one chain for each seen species
     by hand         BY_HAND chains only, written from the field guide as a person would
     self-taught N   the same, then what the student wrote in N rounds (see `finer1_lite/teachers/selftaught.py`)
 """
@@ -63,15 +63,16 @@ def one_seed(seed: int, work: Path) -> list[dict]:
     def train(_rows) -> Sampler:  # the rows that came last; their student is judged below too
         return sampler_of(load_policy(lab.profile, taught(list(chains)[-1])), lab.cache, seed, TEMPERATURE)
 
-    for done in self_teach(tasks_of(lab.labels, seed), chains["by hand"], train, ROUNDS, TRIES, sorted(set(lab.labels))):
+    tasks, names = tasks_of(lab.labels, seed), sorted(set(lab.labels))
+    for done in self_teach(tasks, chains["by hand"], train, ROUNDS, TRIES, names):
         chains[f"self-taught {done.number}"] = done.rows
         save_chains(lab.out / f"self_taught_{done.number}.jsonl", done.rows)
     made = []
     for source, rows in chains.items():
         answers = lab.answers(taught(source).name, taught(source))
-        figures = chain_facts(rows) | {
-            split: np.mean([p.correct for p in answers if p.seen == (split == "seen")]) for split in ("seen", "unseen")
-        }
+        figures = chain_facts(rows)
+        for split in ("seen", "unseen"):
+            figures[split] = np.mean([p.correct for p in answers if p.seen == (split == "seen")])
         made.append({"source": source, "seed": seed} | {k: round(float(v), 4) for k, v in figures.items()})
         print(f"[seed {seed}] {made[-1]}", flush=True)
     return made

@@ -1,20 +1,19 @@
 """What else changes when a model learns to name birds?
 
-`python -m studies.transfer`, about an hour, asks each of the story's five methods about PICTURES test pictures, half of seen
-and half of unseen species, and writes `transfer.csv`: seed, method, task, split, measure, value (0-1), n, chance. The tasks:
+`python -m studies.transfer`, about an hour, asks each of the story's five methods about PICTURES test pictures, half
+of seen and half of unseen species, and writes `transfer.csv`: seed, method, task, split, measure, value (0-1), n,
+chance. The tasks:
 
-    facts    "What does the bird in the picture eat?": like ImageWikiQA, recognition and then recall of the field guide
-    looks    describe the bird, or one part of it, in the questions of pre-training
-    recall   what a bird eats, without a picture
-    common   the 40 common species, which the base can name
-    fish     another drawn world, of which no training has spoken: its looks, and its names
-    shift    naming when pictures are noisy, blurred, dark, small or compressed
-    options  naming among 4 to 32 look-alikes
+    facts    "What does the bird in the picture eat?": like ImageWikiQA, recognition and then recall of the field
+    guide looks    describe the bird, or one part of it, in the questions of pre-training recall   what a bird eats,
+    without a picture common   the 40 common species, which the base can name fish     another drawn world, of which
+    no training has spoken: its looks, and its names shift    naming when pictures are noisy, blurred, dark, small or
+    compressed options  naming among 4 to 32 look-alikes
 
 Departures from the paper, which asks ImageWikiQA, MME, MMBench and SEED-Bench: the bird world's base has never met a
-question about a fact together with a picture, and no method learns it. So facts are asked in two ways: as the likeliest
-option behind the policy's own thoughts, and in two steps, where its own open-world answer goes into a text question.
-"""
+question about a fact together with a picture, and no method learns it. So facts are asked in two ways: as the
+likeliest option behind the policy's own thoughts, and in two steps, where its own open-world answer goes into a text
+question. """
 
 from pathlib import Path
 
@@ -84,8 +83,9 @@ def looks_task(exam: Exam) -> list[dict]:
     """Share of right attributes in descriptions; answers about one part that speak of nothing else."""
     questions = looks(exam.labels, exam.splits, exam.picked)  # a description and a part in turn
     texts = exam.ask("looks", exam.cache, questions, "plain")
+    rows = graded("looks", "describe", questions[::2], texts[::2], "plain")
     kept = rows_of("looks", "part, in form", questions[1::2], map(in_form, texts[1::2]))
-    return graded("looks", "describe", questions[::2], texts[::2], "plain") + [row | {"chance": float("nan")} for row in kept]
+    return rows + [row | {"chance": float("nan")} for row in kept]
 
 
 def recall_task(exam: Exam) -> list[dict]:
@@ -132,7 +132,8 @@ def options_task(exam: Exam) -> list[dict]:
     for k in OPTIONS:
         rng = np.random.default_rng(exam.lab.seed)
         asked = naming(exam.labels, exam.splits, exam.picked, lambda name: make_options(name, nearest, rng, k))
-        rows += graded("options", str(k), asked, exam.ask(f"options {k}", exam.cache, asked, exam.form, True), listed=True)
+        texts = exam.ask(f"options {k}", exam.cache, asked, exam.form, True)
+        rows += graded("options", str(k), asked, texts, listed=True)
     return rows
 
 

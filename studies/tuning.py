@@ -5,6 +5,7 @@ validation images to `tuning.csv`; half an hour. The rule is the same for all me
 species. Unseen species are reported and not used: whoever has their labels could have trained on them.
 """
 
+import itertools
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,10 @@ from finer1_lite.losses import TAPO
 from finer1_lite.recipes import dapo_setting
 from studies.study import Seed, run
 
-SFT_GRID = [(method, lr, epochs) for method in ("sft_answers", "cot_sft") for lr in (5e-4, 1e-3, 2e-3) for epochs in (8, 16)]
-RL_GRID = [(method, lr) for lr in (3e-4, 6e-4) for method in ("dapo", "tapo")] + [("tapo_paper", 3e-4)]
+GRID = (
+    *itertools.product(("sft_answers", "cot_sft"), (5e-4, 1e-3, 2e-3), (8, 16)),  # method, learning rate, epochs
+    *itertools.product(("dapo", "tapo"), (3e-4, 6e-4)), ("tapo_paper", 3e-4),
+)  # fmt: skip
 LOSSES = {"tapo": RELEASED_SWITCHES, "tapo_paper": TAPO}
 
 
@@ -44,21 +47,17 @@ def one_setting(job: tuple, work: Path) -> list[dict]:
     else:
         config, loss = dapo_setting(lab.profile) if method == "dapo" else (lab.profile.tapo, LOSSES[method])
         adapter, setting = lab.rl(name, replace(config, lr=lr), loss), f"lr {lr:g}"
-    row = {"method": method, "setting": setting}
-    for cell in result_rows(lab.answers(name, adapter, think=method != "sft_answers"), method, "open", seed):
-        if cell["metric"] == "accuracy":
-            row |= {cell["split"]: cell["value"], f"n_{cell['split']}": cell["n"]}
-    print(row, flush=True)
-    return [row]
+    rows = result_rows(lab.answers(name, adapter, think=method != "sft_answers"), method, "open", seed)
+    seen, unseen = (row for row in rows if row["metric"] == "accuracy")
+    figures = {"seen": seen["value"], "unseen": unseen["value"], "n_seen": seen["n"], "n_unseen": unseen["n"]}
+    print(name, figures, flush=True)
+    return [{"method": method, "setting": setting} | figures]
 
 
-def tables(rows: list[dict], work: Path, seeds: list[int], out: Path) -> dict[str, list[dict]]:
-    """The rows, method by method; seen and unseen side by side."""
-    columns = ("method", "setting", "seen", "unseen", "n_seen", "n_unseen")
-    made = [{column: row[column] for column in columns} for row in rows]
-    return {"tuning.csv": sorted(made, key=lambda row: (row["method"], row["setting"]))}
+def tables(rows: list[dict], *_) -> dict[str, list[dict]]:
+    """All rows, method by method."""
+    return {"tuning.csv": sorted(rows, key=lambda row: (row["method"], row["setting"]))}
 
 
 if __name__ == "__main__":
-    jobs = lambda seeds: [(seed, setting) for seed in seeds for setting in (*SFT_GRID, *RL_GRID)]  # noqa: E731
-    run("tuning", __doc__, one_setting, tables, jobs, seeds=(100,), before=prepare)
+    run("tuning", __doc__, one_setting, tables, lambda seeds: itertools.product(seeds, GRID), (100,), prepare)

@@ -1,9 +1,8 @@
 """The ways to train that `studies.ablations` compares: one thing changed at a time, at equal cost in rollouts.
 
 Not here, because they change nothing in this loop: clip-higher, dual clip and the ratio's clamp (one update for each
-rollout batch, so the ratio is 1), the released group filter (rewards of 0 and 1 give the same groups), strict rewards (no TAPO
-answer to the 5,440 test images holds the label and more).
-"""
+rollout batch, so the ratio is 1), the released group filter (rewards of 0 and 1 give the same groups), strict rewards
+(no TAPO answer to the 5,440 test images holds the label and more). """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -52,7 +51,7 @@ VARIANTS: dict[str, Variant] = {
     # which look-alike
     "random_negative": Variant("random negative", negative="random"),
     "online_negative": Variant("negative by own confusions", negative="online"),
-    # entropies. Without a gradient through pi_neg eta2's term is a constant: `tapo` has eta1's alone, `negative_grad` both.
+    # entropies. Without a gradient through pi_neg eta2's term is constant: `tapo` has eta1's, `negative_grad` both.
     "no_entropy": released("no entropy term", eta1=0.0, eta2=0.0),
     "negative_entropy": released("H[pi_neg] alone", eta1=0.0, negative_grad=True),
     # weight of the inter-class KL

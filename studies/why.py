@@ -1,6 +1,4 @@
-"""Why does it work: what do the five methods see, know and use?
-
-`python -m studies.why`, half an hour, writes `why.csv`: seed, method, measure, part, value, n (pictures, species or pairs).
+"""Why does it work: what do the five methods see, know and use? `python -m studies.why` writes `why.csv`:
 
     sees   probe: a linear probe of the last layer's image tokens names the species (chance 1/160)
            describes: the description of a picture states all eight attributes rightly
@@ -29,7 +27,7 @@ from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy
 from finer1_lite.prompts import QUESTIONS
 from finer1_lite.recipes import look_alike_classes
-from studies.looking import VIEWS, Viewed, views
+from studies.looking import VIEWS, views
 from studies.probes import analysis_right, described, folds_of, last_states, linear_probe, recalled, recognised
 from studies.probes import separability
 from studies.study import run, seed_of
@@ -67,9 +65,9 @@ class World:
         return [place * sum(self.counts) + i for place in range(len(self.species)) for i in range(each)]
 
     @cached_property
-    def viewed(self) -> list[Viewed]:
-        """A picture of each species in the VIEWS, where there is room for a control."""
-        return [v for s in self.species if (v := views(s, self.first))]
+    def viewed(self) -> list[tuple[Species, Species, dict]]:
+        """Species, look-alike and a picture in the VIEWS, where there is room for a control."""
+        return [(s, *found) for s in self.species if (found := views(s, self.first))]
 
 
 def row(measure: str, part: str, right: Sequence) -> dict:
@@ -80,7 +78,7 @@ def row(measure: str, part: str, right: Sequence) -> dict:
 def sees(policy: Policy, world: World) -> Iterator[dict]:
     """A linear probe of all pictures, and descriptions of one of each species."""
     image, _ = last_states(policy, [(QUESTIONS[0], s) for s in world.cache.get(range(len(world.of)))])
-    train, val, test = world.counts
+    train, val, _ = world.counts
     slot = torch.arange(len(world.of)) % sum(world.counts)
     masks = slot < train, (slot >= train) & (slot < train + val), slot >= train + val
     found = linear_probe(*((image[mask], world.of[mask]) for mask in masks))
@@ -91,41 +89,45 @@ def sees(policy: Policy, world: World) -> Iterator[dict]:
 def knows(policy: Policy, world: World) -> Iterator[dict]:
     """The field guide in text, on seen and on unseen species."""
     known = np.array([s.name in world.seen for s in world.species])
-    for measure, right in (("recalls", recalled(policy, world.species)), ("recognises", recognised(policy, world.species))):
+    for measure, of in (("recalls", recalled), ("recognises", recognised)):
+        right = np.array(of(policy, world.species))
         for split, mask in (("seen", known), ("unseen", ~known)):
-            yield row(measure, f"looks to name, {split}", np.array(right)[mask])
+            yield row(measure, f"looks to name, {split}", right[mask])
 
 
 def uses(policy: Policy, world: World, seed: int) -> Iterator[dict]:
     """Whether the state behind IS_IT tells a right name from a look-alike's.
 
-    Folds hold whole families, and a wrong name is of its label's fold: neither a pictured nor a named species is in two.
-    """
+    Folds hold whole families, and a wrong name is of its label's fold: neither a pictured nor a named species is in
+    two. """
     rows = world.rows(ASKED)
     labels, images = [world.species[world.of[i]].name for i in rows], world.cache.get(rows)
     fold = folds_of({s.name: s.family for s in world.species}, FOLDS, seed)
     nearest = look_alike_classes(world.cache, [world.species[i].name for i in world.of])
     wrong = [next(name for name in nearest[label] if fold[name] == fold[label]) for label in labels]
-    right, other = (last_states(policy, [(IS_IT.format(n), s) for n, s in zip(names, images)])[1] for names in (labels, wrong))
-    folds = torch.tensor([fold[label] for label in labels])
-    found = separability(right, other, folds)
-    yield row("separable", "look-alike", [found] * len(folds))
+    states = [
+        last_states(policy, [(IS_IT.format(n), s) for n, s in zip(names, images)])[1] for names in (labels, wrong)
+    ]
+    found = separability(*states, torch.tensor([fold[label] for label in labels]))
+    yield row("separable", "look-alike", [found] * len(labels))
 
 
 def looks(policy: Policy, world: World, think: bool, seed: int) -> Iterator[dict]:
     """Which bird the policy names in each of the VIEWS."""
-    asked = {"label": [v.species.name for v in world.viewed], "seen": [True] * len(world.viewed)}
+    species, others, images = zip(*world.viewed)
+    asked = {"label": [s.name for s in species], "seen": [True] * len(species)}
     for view in VIEWS:
-        cache = VisionCache(policy.model, policy.processor, [v.images[view] for v in world.viewed])
+        cache = VisionCache(policy.model, policy.processor, [shown[view] for shown in images])
         made = predict(policy, cache, asked, think, seed, progress=view)
         yield row("says the label", view, [p.correct for p in made])
-        yield row("says the look-alike", view, [v.other.name in p.answer for v, p in zip(world.viewed, made)])
+        yield row("says the look-alike", view, [other.name in p.answer for other, p in zip(others, made)])
 
 
 def chain(predictions) -> Iterator[dict]:
     """Whether the analysis of saved open-world answers is right, on seen and on unseen species."""
     for split in ("seen", "unseen"):
-        yield row("part is right", f"analysis, {split}", analysis_right(p for p in predictions if p.seen == (split == "seen")))
+        right = analysis_right(p for p in predictions if p.seen == (split == "seen"))
+        yield row("part is right", f"analysis, {split}", right)
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:
@@ -134,7 +136,8 @@ def one_seed(seed: int, work: Path) -> list[dict]:
     world = World(lab.base, evaluation_species(), frozenset(lab.labels), FIRST_NEW + EACH_SEED * seed)
     for method in METHODS:
         policy, think = lab.policy(method), method not in WITHOUT_CHAIN
-        found = [*sees(policy, world), *knows(policy, world), *uses(policy, world, seed), *looks(policy, world, think, seed)]
+        found = [*sees(policy, world), *knows(policy, world), *uses(policy, world, seed)]
+        found += looks(policy, world, think, seed)
         found += chain(lab.answers(method, lab.adapter(method))) if think else []
         rows += [{"seed": seed, "method": method} | figure for figure in found]
         print(f"[seed {seed}] {method} done", flush=True)
