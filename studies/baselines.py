@@ -1,7 +1,7 @@
 """What else one could do with the same pictures: a CLIP-like model, plain classifiers, prompting, other training.
 
 `python -m studies.baselines` asks every baseline the story's questions about its test pictures and writes
-`baselines.csv`: accuracy (`value`) of each seed, baseline, protocol and split on `n` pictures, and what the baseline had
+`baselines.csv`: accuracy (`value`) of each seed, baseline, protocol and split on `n` pictures, and what it had
 `met` before. It trains three variants of `studies.ablations` where they are missing. Departure from the paper:
 in-context examples are given in words, as the base describes their pictures, because a prompt holds one image.
 """

@@ -2,8 +2,8 @@
 
 The bird world's renderer is deterministic, so the pixels that tell a species from its look-alike are known exactly:
 those that differ when the same picture is drawn with the other's looks. They are hidden under a grey *box*, not pixel
-by pixel, because a grey spot in the form of a forked tail would still show a forked tail. The paper does not test
-this. """
+by pixel, because a grey spot in the form of a forked tail would still show a forked tail. The paper has none.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

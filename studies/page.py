@@ -100,8 +100,8 @@ def transfer(rows: pd.DataFrame, folder: Path) -> str:
     text = (
         f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; `studies/transfer.py` describes each "
         "task.\n\nSeeds differ in what they still write: facts looked up in a second, text-only question, unseen "
-        f"species, TAPO: {written}%, seed by seed. On {sum(gains)} of {len(gains)} kinds of worse pictures TAPO names "
-        "more unseen species than CoT SFT (95% t-intervals of paired differences)."
+        f"species, TAPO: {written}%, seed by seed. On {sum(gains)} of {len(gains)} kinds of worse pictures TAPO names"
+        " more unseen species than CoT SFT (95% t-intervals of paired differences)."
     )
     return section("Transfer: what else changes", text, table)
 

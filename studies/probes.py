@@ -1,8 +1,8 @@
 """What a model sees, knows and uses, as numbers: the paper's three probes, for any policy.
 
 Departures from the paper: the regularisation of a probe is chosen on validation pictures, never on test ones; the
-third probe is a cross-validated number, where the paper has a PCA picture. New here: whether the parts of a chain are
-right. """
+third probe is a cross-validated number, where the paper has a PCA picture. New here: whether a chain's analysis is right.
+"""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -2,7 +2,8 @@
 
 Answers are greedy. Departures from usual practice: options are words in the prompt, not letters; beside what the
 policy writes, `choose` asks which option is likeliest behind its own thoughts, as a policy that has only learnt to
-name can know an answer and still write a name. """
+name can know an answer and still write a name.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

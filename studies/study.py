@@ -128,7 +128,8 @@ def run(
 
     jobs: seeds -> what `one` is called with, by default each seed. before: called as `one` with each seed, before
     them. tables: (rows, work, seeds, out) -> {file: rows}, by default all rows in `<name>.csv`. A killed run goes on
-    where it was. """
+    where it was.
+    """
     parser = argparse.ArgumentParser(description=what.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=Path("studies/results"), help="gets tables and versions")

@@ -1,8 +1,8 @@
 """Who should write the chains? A teacher, or the student itself from a few chains by hand.
 
 `python -m studies.teachers` trains CoT SFT on the chains of each source, for about the same number of steps, and asks
-the student about the test images. 20 minutes for three seeds. Writes `teachers.csv`: how good the chains are
-(`cot.quality`) and accuracy on seen and unseen species. Sources:
+the student about the test images. Writes `teachers.csv`: how good the chains are (`cot.quality`), and accuracy on
+seen and unseen species. Sources:
 
     teacher         the tiny teacher, told the label and the concepts as in the paper: one chain for each seen species
     by hand         BY_HAND chains only, written from the field guide as a person would

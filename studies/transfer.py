@@ -1,19 +1,20 @@
 """What else changes when a model learns to name birds?
 
-`python -m studies.transfer`, about an hour, asks each of the story's five methods about PICTURES test pictures, half
-of seen and half of unseen species, and writes `transfer.csv`: seed, method, task, split, measure, value (0-1), n,
-chance. The tasks:
+`python -m studies.transfer` asks each of the story's five methods about PICTURES test pictures, half of seen and half
+of unseen species, and writes `transfer.csv`: seed, method, task, split, measure, value (0-1), n, chance. The tasks:
 
-    facts    "What does the bird in the picture eat?": like ImageWikiQA, recognition and then recall of the field
-    guide looks    describe the bird, or one part of it, in the questions of pre-training recall   what a bird eats,
-    without a picture common   the 40 common species, which the base can name fish     another drawn world, of which
-    no training has spoken: its looks, and its names shift    naming when pictures are noisy, blurred, dark, small or
-    compressed options  naming among 4 to 32 look-alikes
+    facts    "What does the bird in the picture eat?": recognition and then recall of the field guide
+    looks    describe the bird, or one part of it, in the questions of pre-training
+    recall   what a bird eats, without a picture
+    common   the 40 common species, which the base can name
+    fish     another drawn world, of which no training has spoken: its looks, and its names
+    shift    naming when pictures are noisy, blurred, dark, small or compressed
+    options  naming among 4 to 32 look-alikes
 
 Departures from the paper, which asks ImageWikiQA, MME, MMBench and SEED-Bench: the bird world's base has never met a
 question about a fact together with a picture, and no method learns it. So facts are asked in two ways: as the
-likeliest option behind the policy's own thoughts, and in two steps, where its own open-world answer goes into a text
-question. """
+likeliest option behind the policy's own thoughts, and in two steps, its own open-world answer in a text question.
+"""
 
 from pathlib import Path
 

@@ -2,7 +2,8 @@
 
 Not here, because they change nothing in this loop: clip-higher, dual clip and the ratio's clamp (one update for each
 rollout batch, so the ratio is 1), the released group filter (rewards of 0 and 1 give the same groups), strict rewards
-(no TAPO answer to the 5,440 test images holds the label and more). """
+(no TAPO answer to the 5,440 test images holds the label and more).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
