@@ -1,11 +1,13 @@
-"""How `studies.page` shows figures: rounded to what their interval allows, in tables, in words."""
+"""How `studies.page` shows figures: rounded to what their interval allows, in tables, in words, in a picture."""
 
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from finer1_lite.evaluate.answers import METHODS
 from finer1_lite.evaluate.statistics import over_seeds
+from finer1_lite.plots import COLORS
 
 PROBES = {  # (measure, part) of why.csv that the page shows, in words
     ("probe", "last layer"): "sees: a linear probe names the species",
@@ -83,3 +85,23 @@ def section(title: str, text: str, table: pd.DataFrame | None = None, picture: s
         rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").astype(str).values]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     return "\n".join(lines + ([f"![{title}]({picture})", ""] if picture else []))
+
+
+def forest(panels: dict[str, list[tuple[str, float, float, float]]], xlabel: str):
+    """One panel for each key: rows of (label, mean, low, high) as dots with intervals beside a line at zero.
+
+    Where the interval leaves zero out the dot is full, else hollow.
+    """
+    size = (4.2 * len(panels), 0.8 + 0.27 * max(map(len, panels.values())))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (title, panel) in zip(axes.flat, panels.items()):
+        for y, (_, mean, low, high) in enumerate(panel):
+            face = COLORS[0] if low > 0 or high < 0 else "white"
+            axis.plot([low, high], [y, y], color=COLORS[0], linewidth=1.5)
+            axis.plot(mean, y, "o", color=COLORS[0], markerfacecolor=face, markersize=6)
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set(title=title, xlabel=xlabel, ylim=(len(panel) - 0.5, -0.5))
+        axis.set_yticks(range(len(panel)), [label for label, *_ in panel])
+        axis.grid(axis="x", color="0.85")
+    figure.tight_layout()
+    return figure

@@ -11,11 +11,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from finer1_lite import plots
 from finer1_lite.evaluate.statistics import over_seeds
 from finer1_lite.files import write_whole
 from studies.differences import paired
-from studies.formatting import PROBES, TASKS, cells, in_words, rounded, section
+from studies.formatting import PROBES, TASKS, cells, forest, in_words, rounded, section
 from studies.variants import LABELS, TABLES
 
 
@@ -61,7 +60,7 @@ def ablations(rows: pd.DataFrame, folder: Path) -> str:
         ]
         for split in ("seen", "unseen")
     }  # fmt: skip
-    plots.forest(panels, "points minus the reference's").savefig(folder / "ablations.png", dpi=90)
+    forest(panels, "points minus the reference's").savefig(folder / "ablations.png", dpi=90)
     plt.close()
     once = rows.drop_duplicates(["variant", "against", "split"])
     told, p = once[(once.low > 0) | (once.high < 0)], once.p.dropna()

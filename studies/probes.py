@@ -1,7 +1,7 @@
 """What a model sees, knows and uses, as numbers: the paper's three probes, for any policy.
 
 Departures from the paper: the regularisation of a probe is chosen on validation pictures, never on test ones; the
-third probe is a cross-validated number, where the paper has a PCA picture. New here: whether a chain's analysis is right.
+third probe is a cross-validated number, where the paper has a picture. New here: whether a chain's analysis is right.
 """
 
 import re
@@ -16,7 +16,7 @@ from finer1_lite.cot.quality import read_row
 from finer1_lite.evaluate.answers import Prediction, judge
 from finer1_lite.evaluate.siglip import fit_linear
 from finer1_lite.policy.dense import decoding
-from finer1_lite.policy.inputs import Seen, answer_ids, model_inputs, pad, prompt_ids
+from finer1_lite.policy.inputs import answer_ids, model_inputs, pad, prompt_ids
 from finer1_lite.policy.load import Policy
 from finer1_lite.policy.prefix import Prompt
 from finer1_lite.policy.rollout import rollout
@@ -108,8 +108,8 @@ def all_right(species: Species, text: str) -> bool:
     return all(stated.get(part) == value for part, value in zip(ATTRIBUTES, species.looks))
 
 
-def described(policy: Policy, images: Sequence[Seen], species: Sequence[Species]) -> list[bool]:
-    """Whether the greedy description of each picture is `all_right`."""
+def described(policy: Policy, images: Sequence, species: Sequence[Species]) -> list[bool]:
+    """Whether the greedy description of each picture (its features) is `all_right`."""
     texts = rollout(policy, [("Describe the bird.", s) for s in images], 1, generator=None, temperature=0).texts
     return [all_right(s, text) for s, text in zip(species, texts)]
 

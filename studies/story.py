@@ -15,6 +15,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -88,7 +89,17 @@ def draw_poster(results: pd.DataFrame, path: Path) -> None:
     means = {f"{split} species": {m: mean[split, m] for m in METHODS} for split in ("seen", "unseen")}
     reach = {f"{s} species": {m: (mean[s, m] - low[s, m], high[s, m] - mean[s, m]) for m in METHODS}
              for s in ("seen", "unseen")}  # fmt: skip
-    plots.poster(images, titles, means, reach, "open-world accuracy").savefig(path, dpi=110)
+    figure = plt.figure(figsize=(9, 5))
+    rows = figure.add_gridspec(2, len(images), height_ratios=[1, 1.7])
+    for i, (image, title) in enumerate(zip(images, titles)):
+        axis = figure.add_subplot(rows[0, i])
+        axis.imshow(image)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    plots.bars(means, reach, "open-world accuracy", axis=figure.add_subplot(rows[1, :]))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def tables(rows: list[dict], work: Path, seeds: list[int], out: Path) -> dict[str, list[dict]]:

@@ -16,7 +16,7 @@ import numpy as np
 from finer1_lite.birds.species import ATTRIBUTES, all_species, describe
 from finer1_lite.cot.build import Sampler
 from finer1_lite.cot.chains import chat_row, save_chains, to_completion
-from finer1_lite.cot.quality import bird_truth, chain_frame, read_row
+from finer1_lite.cot.quality import chain_frame, read_row
 from finer1_lite.policy.load import load_policy
 from finer1_lite.prompts import instructed
 from finer1_lite.recipes import tasks_of
@@ -47,8 +47,9 @@ def by_hand(lab: Seed) -> list[dict]:
 
 def chain_facts(rows: list[dict]) -> dict[str, float]:
     """How good a set of chains is: how many, and the means of some measures of `cot.quality`."""
-    judged = [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
-    return {"chains": len(rows)} | chain_frame(judged, bird_truth(judged))[list(MEASURES)].mean().to_dict()
+    guide, judged = field_guide(), [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
+    found = chain_frame(judged, [guide[row["label"]] for row in rows])
+    return {"chains": len(rows)} | found[list(MEASURES)].mean().to_dict()
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:

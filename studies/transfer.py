@@ -38,15 +38,12 @@ OPTIONS = (4, 8, 16, 32)
 
 
 class Exam:
-    """One seed's questions and pictures, and one method's answers to them, which are kept in the seed's folder.
-
-    n: test pictures; others: pictures of each common species and of each fish.
-    """
+    """One seed's questions about `n` test pictures and `others`, and one method's answers, kept in its folder."""
 
     def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: tuple[int, int] = OTHERS):
-        self.lab, self.cache, self.labels = lab, lab.judged_cache, list(lab.judged["label"])
-        self.splits = ["seen" if known else "unseen" for known in lab.judged["seen"]]
-        self.picked = pick(list(lab.judged["seen"]), n, lab.seed)
+        self.lab, self.cache, seen = lab, lab.judged_cache, lab.judged["seen"][:]
+        self.labels, self.splits = lab.judged["label"][:], ["seen" if known else "unseen" for known in seen]
+        self.picked = pick(seen, n, lab.seed)
         self.common = [s for s in all_species() if s.common for _ in range(others[0])]
         self.fish = [f for f in fish.all_fish() for _ in range(others[1])]
         self.common_cache = self._cache([draw(s, FIRST["test"] + i % others[0]) for i, s in enumerate(self.common)])
