@@ -13,6 +13,7 @@ from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.cot.chains import ChainError, load_chains, parse_prose, question_and_completion
 from finer1_lite.evaluate.answers import METHODS, Prediction, save_predictions
 from finer1_lite.evaluate.statistics import interval, over_seeds
+from finer1_lite.losses import DAPO
 from finer1_lite.samplers import ConfusionCounts
 from studies import study
 from studies.ablations import chains_of, run_variant, table_rows, unstructured
@@ -164,13 +165,16 @@ def test_what_lies_in_the_folder_is_used_again_and_a_variant_gets_its_own_settin
     with pytest.raises(TypeError):
         lab.sft("cot_sft", "other", lab.chains()[:1])
     made = {}
-    monkeypatch.setattr(lab, "rl", lambda run, config, loss, start, **how: made.update({run: (config, loss, how)}))
+    train = lambda run, config, loss, start=None, **how: made.update({run: (config, loss, how)})  # noqa: E731
+    monkeypatch.setattr(lab, "rl", train)
     monkeypatch.setattr(lab, "answers", lambda *asked: asked)
     for name in ("tapo", "micro_batch", "no_think_rl", "sides_8_2"):
         assert run_variant(lab, name)[3] == (name != "no_think_rl")
     tapo, same = made["ablation_tapo"][0], {"steps": 20, "num_anchor": 8, "num_positive": 2}
     assert made["ablation_sides_8_2"][0] == replace(lab.profile.tapo, **same) and tapo.steps == 20
     assert (tapo.micro_batch, made["ablation_micro_batch"][0].micro_batch) == (lab.profile.tapo.micro_batch, 4)
+    assert lab.adapter("dapo") == lab.adapter("tapo") and made["tapo"] == (lab.profile.tapo, lab.profile.loss, {})
+    assert (made["dapo"][0].num_positive, made["dapo"][0].lr, made["dapo"][1]) == (0, lab.profile.dapo_lr, DAPO)
     ask = made["ablation_no_think_rl"][2]["ask"]
     assert "<think>" not in ask(np.random.default_rng(0)) and made["ablation_tapo"][2] == {"negative": "similar"}
 
