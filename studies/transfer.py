@@ -82,7 +82,7 @@ def looks_task(exam: Exam) -> list[dict]:
     questions = looks(exam.labels, exam.splits, exam.picked)  # a description and a part in turn
     texts = exam.ask("looks", exam.cache, questions, "plain")
     rows = graded("looks", "describe", questions[::2], texts[::2], "plain")
-    kept = rows_of("looks", "part, in form", questions[1::2], map(in_form, texts[1::2]))
+    kept = rows_of("looks", "part, in form", questions[1::2], [in_form(text) for text in texts[1::2]])
     return rows + [row | {"chance": float("nan")} for row in kept]
 
 
