@@ -139,7 +139,6 @@ def test_shifts_stay_within_grey_levels():
 # ---- a policy
 
 
-@pytest.mark.slow
 def test_tapo_names_and_then_recalls(birds, tmp_path):
     policy = load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False)
     labels, picked, path = birds["label"], pick(list(birds["seen"]), 16, 0), tmp_path / "names.jsonl"
