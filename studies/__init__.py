@@ -1,1 +1,1 @@
-"""The evidence: what was measured with several seeds, and the scripts that did it. Nothing in the package needs it."""
+"""The evidence: what was measured with several seeds, and the scripts that did it. The package does not need it."""

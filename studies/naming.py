@@ -1,0 +1,125 @@
+"""Ways to name a bird for `studies.baselines`: SigLIP, classifiers of four pictures a class, prompts to the base."""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import numpy as np
+import torch
+
+from finer1_lite.birds.dataset import PER_CLASS, load_birds
+from finer1_lite.birds.diet import LOOKS_QUESTIONS
+from finer1_lite.birds.species import by_name
+from finer1_lite.evaluate.siglip import ONE, Siglip, choose, choose_probe
+from finer1_lite.policy.inputs import VisionCache
+from finer1_lite.policy.rollout import rollout
+from finer1_lite.prompts import bare_question, instructed, make_options
+from finer1_lite.recipes import look_alike_classes, one_per_class
+from studies.study import Seed
+
+EXAMPLES = 4
+LOOKS_QUESTION = next(iter(LOOKS_QUESTIONS))
+Question = tuple[str, list[str] | None]  # a bare question, and the options of a closed-world one
+
+
+@cache
+def questions_of(lab: Seed, protocol: str) -> list[Question]:
+    """The question about each judged picture, as `evaluate.answers.prompts_for` draws them for this seed."""
+    rng, labels = np.random.default_rng(lab.seed), lab.judged["label"]
+    nearest = look_alike_classes(lab.judged_cache, labels) if protocol == "closed" else None
+    drawn = [(make_options(label, nearest, rng) if nearest else None, bare_question(rng)) for label in labels]
+    return [(text, options) for options, text in drawn]
+
+
+def given(asked: list[Question], known: Iterable[str] | None = None) -> list[list[str]] | None:
+    """The options of each question, those of them that are `known`; None for open-world questions."""
+    return None if asked[0][1] is None else [[o for o in own if known is None or o in known] for _, own in asked]
+
+
+# ---- SigLIP and plain classifiers
+
+siglip = cache(Siglip)
+
+
+@cache
+def pictures_of(lab: Seed) -> dict[str, tuple[list[str], VisionCache]]:
+    """Labels and pictures: the training ones, validation ones of the seen species (two of each), the judged ones."""
+    data = load_birds(lab.seed, {"val": PER_CLASS["val"] | {False: 0}, "test": {True: 0, False: 0}})["val"]
+    val = VisionCache(lab.base.model, lab.base.processor, data["image"])
+    judged = (list(lab.judged["label"]), lab.judged_cache)
+    return {"train": (lab.labels, lab.cache), "val": (list(data["label"]), val), "judged": judged}
+
+
+@cache
+def siglip_rows(lab: Seed) -> dict[str, torch.Tensor]:
+    """SigLIP's unit rows (N, D) of each part of `pictures_of`."""
+    return {part: siglip().images(features.images) for part, (_, features) in pictures_of(lab).items()}
+
+
+@cache
+def tower_rows(lab: Seed) -> dict[str, torch.Tensor]:
+    """The mean (N, H) of the policy's own image tokens. Side by side they do worse: 2048 numbers, four pictures."""
+    return {
+        part: torch.stack([s.tokens.float().mean(0) for s in features.get(range(len(labels)))])
+        for part, (labels, features) in pictures_of(lab).items()
+    }
+
+
+def zero_shot(lab: Seed, asked: list[Question], templates=ONE) -> list[str]:
+    """SigLIP's choice among the options, or among the names of all judged classes."""
+    names = sorted(set(lab.judged["label"]))
+    return choose(siglip_rows(lab)["judged"] @ siglip().classes(names, templates).T, names, given(asked))
+
+
+def linear_probe(lab: Seed, asked: list[Question], rows_of: Callable) -> list[str]:
+    """A linear classifier of four pictures of each seen species."""
+    rows, (val_labels, _) = rows_of(lab), pictures_of(lab)["val"]
+    probe = choose_probe(rows["train"], lab.labels, rows["val"], val_labels)
+    return choose(probe.scores(rows["judged"]), probe.classes, given(asked, set(probe.classes)))
+
+
+def nearest_means(lab: Seed, asked: list[Question]) -> list[str]:
+    """The class whose four pictures have the nearest mean, by cosine, all seen from the mean of the training rows."""
+    rows, labels, classes = tower_rows(lab), lab.labels, sorted(set(lab.labels))
+    centre = rows["train"].mean(0)
+    means = torch.stack([rows["train"][[i for i, label in enumerate(labels) if label == c]].mean(0) for c in classes])
+    scores = torch.cosine_similarity((rows["judged"] - centre)[:, None], means - centre, dim=-1)
+    return choose(scores, classes, given(asked, set(classes)))
+
+
+# ---- prompting the base, greedy
+
+
+def ask_base(lab: Seed, prompts: list[str], images: list) -> list[str]:
+    """What the base says to each prompt with the features of its image, or None."""
+    return rollout(lab.base, list(zip(prompts, images)), 1, generator=None, temperature=0).texts
+
+
+def looks_of(lab: Seed, images: list) -> list[str]:
+    """How the base describes pictures: "red crown, brown back, ..."."""
+    return [text.strip().rstrip(".") for text in ask_base(lab, [LOOKS_QUESTION] * len(images), images)]
+
+
+def answer(lab: Seed, asked: list[Question], before=lambda options: "", think: bool = False) -> list[str]:
+    """What the base answers to the questions, each with the words `before(options)` in front."""
+    prompts = [f"{before(options)}{instructed(text, think, options)}" for text, options in asked]
+    return ask_base(lab, prompts, lab.judged_cache.get(range(len(asked))))
+
+
+def in_context(lab: Seed, asked: list[Question]) -> list[str]:
+    """Solved examples in front: EXAMPLES seen species, as the base describes one picture of each, with the name."""
+    rows = np.random.default_rng(lab.seed).choice(one_per_class(lab.labels), EXAMPLES, replace=False)
+    looks = looks_of(lab, lab.cache.get(rows))
+    solved = "".join(f"A bird with {text}: <answer> {lab.labels[int(i)]} </answer>. " for text, i in zip(looks, rows))
+    return answer(lab, asked, lambda _: solved)
+
+
+def guide_in_prompt(lab: Seed, asked: list[Question]) -> list[str]:
+    """The field guide's line of each option in front."""
+    return answer(lab, asked, lambda options: "".join(f"The {o} has {by_name()[o].describe()}. " for o in options))
+
+
+def describe_then_name(lab: Seed, asked: list[Question]) -> list[str]:
+    """Two calls: the looks of the picture; then, in words alone, which bird has them."""
+    looks = looks_of(lab, lab.judged_cache.get(range(len(asked))))
+    listed = [f" Options: {'; '.join(options)}." if options else "" for _, options in asked]
+    return ask_base(lab, [f"Which bird has {text}?{end}" for text, end in zip(looks, listed)], [None] * len(asked))
