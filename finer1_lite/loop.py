@@ -7,9 +7,9 @@ import signal
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -35,19 +35,6 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; says which, why, and what to do. Nothing was deleted."""
 
 
-@dataclass
-class State:
-    """What a loop needs to go on after `step` steps: tensors by flat names, and facts, as JSON values.
-
-    identity: JSON values that must be the same when the run goes on (profile, settings, data).
-    """
-
-    step: int
-    tensors: dict[str, torch.Tensor]
-    facts: dict
-    identity: dict
-
-
 class Checkpoints:
     """The checkpoints of one run in `folder` (a mounted drive will do), a safetensors file each.
 
@@ -66,26 +53,24 @@ class Checkpoints:
         """Steps of the checkpoints on disk, whole or not, oldest first."""
         return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors"))
 
-    def save(self, state: State) -> Path:
-        """Write one checkpoint, whole or not at all, then remove the oldest beyond `keep`.
+    def save(self, step: int, tensors: dict[str, torch.Tensor], facts: dict, identity: dict) -> Path:
+        """Write a checkpoint, whole or not at all, then remove the oldest beyond `keep`; returns its path.
 
-        CheckpointError if the disk refuses.
+        facts, identity: JSON values; identity is what must be the same when the run goes on. CheckpointError if
+        the disk refuses.
         """
-        text = json.dumps({"facts": state.facts, "identity": state.identity | VERSIONS})
+        text = json.dumps({"facts": facts, "identity": identity | VERSIONS})
         try:
             for rest in self.folder.glob("step-*.part-*"):  # of a run that was killed while it wrote
                 rest.unlink()
-            content = save(state.tensors, {"state": text, "sha256": _checksum(text, state.tensors)})
-            path = write_whole(self.path(state.step), content)
+            path = write_whole(self.path(step), save(tensors, {"text": text, "sha256": digest(tensors, text)}))
         except OSError as error:
-            last = self.steps()
             raise CheckpointError(
-                f"the checkpoint of step {state.step} was not written to {self.folder}: {error}. "
-                + (f"The one of step {last[-1]} is whole. " if last else "")
-                + "Free some space or choose another folder, then train again."
+                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those of steps "
+                f"{self.steps()} are as they were. Free some space or choose another folder, then train again."
             ) from error
-        for step in [s for s in self.steps() if s <= state.step][: -self.keep]:  # later ones can only be damaged
-            self.path(step).unlink()
+        for old in [s for s in self.steps() if s <= step][: -self.keep]:  # later ones can only be damaged
+            self.path(old).unlink()
         return path
 
     def clear(self) -> None:
@@ -93,8 +78,8 @@ class Checkpoints:
         for step in self.steps():
             self.path(step).unlink()
 
-    def load(self, identity: dict) -> State | None:
-        """The newest whole checkpoint of the run `identity`, or None where there is none yet.
+    def load(self, identity: dict) -> tuple[dict[str, torch.Tensor], dict] | None:
+        """Tensors and facts of the newest whole checkpoint of the run `identity`, or None where there is none yet.
 
         A damaged one is named in a warning and left where it is. CheckpointError if all are damaged, or if
         the newest whole one is of another profile, setting, data set or library version.
@@ -102,27 +87,24 @@ class Checkpoints:
         damaged = []
         for step in reversed(self.steps()):
             try:
-                text, tensors = self._read(step)
+                with safe_open(self.path(step), "pt") as file:
+                    said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+                if digest(tensors, said["text"]) != said["sha256"]:
+                    raise ValueError("the content is not what was written")
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 damaged.append(f"{self.path(step).name} ({error})")
                 continue
             if damaged:
                 warnings.warn(f"damaged: {', '.join(damaged)}; going on from step {step}", RuntimeWarning, 2)
+            text = json.loads(said["text"])
             self._check(step, text["identity"], json.loads(json.dumps(identity | VERSIONS)))  # tuples as lists
-            return State(step, tensors, text["facts"], identity)
+            return tensors, text["facts"]
         if damaged:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} is whole: {', '.join(damaged)}. "
                 "Bring back a copy of them, or move this folder away to start over."
             )
         return None
-
-    def _read(self, step: int) -> tuple[dict, dict[str, torch.Tensor]]:
-        with safe_open(self.path(step), "pt") as file:
-            said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-        if _checksum(said["state"], tensors) != said["sha256"]:
-            raise ValueError("the content is not what was written")
-        return json.loads(said["state"]), tensors
 
     def _check(self, step: int, was: dict, now: dict) -> None:
         keys = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
@@ -131,18 +113,14 @@ class Checkpoints:
             warnings.warn(f"{other}: numbers may differ in the last digits", stacklevel=3)
         elif keys:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to go on with "
-                "it, or move that folder away to start anew. For libraries alone, other_versions=True goes on nevertheless."
+                f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to go on "
+                "with it, or move that folder away. Where only libraries differ, other_versions=True goes on too."
             )
 
 
-def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
-    return hashlib.sha256(f"{text} {digest(tensors)}".encode()).hexdigest()
-
-
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of names and values, of any dtype and device."""
-    made = hashlib.sha256()
+def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
+    """A hash of a text and of names and values of tensors of any dtype and device."""
+    made = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         made.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return made.hexdigest()
@@ -167,8 +145,6 @@ class Team:
 
     def sum(self, value: float) -> float:
         """The sum of `value` over all processes."""
-        if self.size == 1:
-            return value
         return reduce(torch.tensor(float(value), dtype=torch.float64, device=self.device), "sum").item()
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
@@ -179,41 +155,6 @@ class Team:
     def everyones(self, value) -> list:
         """Each process's `value`, in the order of ranks."""
         return [value] if self.size == 1 else gather_object([value])
-
-
-class Stepper:
-    """One optimizer step: backward, clip, check, step. `half`: fp16, whose small gradients need scaling."""
-
-    def __init__(self, parameters: list[nn.Parameter], optimizer, max_grad_norm: float, half: bool = False):
-        self.parameters, self.optimizer, self.max_grad_norm = parameters, optimizer, max_grad_norm
-        self.scaler = torch.amp.GradScaler(parameters[0].device.type, init_scale=FP16_SCALE, enabled=half)
-        self.bad = 0
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the loss's gradients to those of the step."""
-        self.scaler.scale(loss).backward()
-
-    def step(self, loss: float) -> dict[str, float]:
-        """Clip and apply the gathered gradients; returns grad_norm and skipped (1 where something was not finite).
-
-        FloatingPointError after MAX_BAD_STEPS bad steps in a row.
-        """
-        self.scaler.scale(torch.zeros((), device=self.parameters[0].device))  # without rows nothing was yet
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        good = math.isfinite(norm) and math.isfinite(loss)
-        if good:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.bad = 0 if good else self.bad + 1
-        if self.bad >= MAX_BAD_STEPS:
-            raise FloatingPointError(
-                f"{self.bad} steps in a row had a loss ({loss}) or gradient norm ({norm}) that is not finite, and "
-                "were left out. The adapter is the one from before them. Lower the learning rate or gamma, or "
-                "cap the KL (LossConfig.kl_cap); on a T4 see whether an image's features overflow fp16."
-            )
-        return {"grad_norm": norm, "skipped": float(not good)}
 
 
 @contextmanager
@@ -232,16 +173,48 @@ def uninterrupted():
 class Loop:
     """A stage of training: AdamW on the policy's adapter, and `history`, a row of figures for each step so far.
 
-    A stage gives `stage` (its name), `steps` (how many there will be), `collect` (the first half of a step, which Ctrl-C
-    may stop; returns what `update` needs, and figures), `update` (the second half, with the optimizer's step; returns
-    figures), `position` (as JSON values, all that they advance beside the optimizer) and `go_to` (a position).
+    A stage gives `stage` (its name), `steps` (how many there will be), `collect` (the first half of a step, which
+    Ctrl-C may stop; returns what `update` needs, and figures), `update` (the second half, with the optimizer's step;
+    returns figures), `position` (as JSON values, what else they advance) and `go_to` (a position).
     """
 
     def __init__(self, policy: Policy, config, max_grad_norm: float, seed: int):
-        self.policy, self.config, self.seed, self.history = policy, config, seed, []
+        self.policy, self.config, self.max_grad_norm, self.seed = policy, config, max_grad_norm, seed
         self.team = Team()  # of one, unless `accelerate launch` started more
-        optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
-        self.stepper = Stepper(policy.trainable(), optimizer, max_grad_norm, policy.profile.dtype == "float16")
+        self.history: list[dict] = []
+        self.bad_steps = 0  # in a row, until now
+        self.optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
+        half = policy.profile.dtype == "float16"  # its small gradients need scaling
+        self.scaler = torch.amp.GradScaler(policy.device.type, init_scale=FP16_SCALE, enabled=half)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the loss's gradients to those of the step."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, loss: float) -> dict[str, float]:
+        """Sum all processes' gradients, clip and apply them; returns grad_norm and skipped.
+
+        skipped: 1 where something was not finite, and nothing was applied. FloatingPointError after MAX_BAD_STEPS
+        such steps in a row.
+        """
+        parameters = self.policy.trainable()
+        self.team.sum_gradients(parameters)
+        self.scaler.scale(torch.zeros((), device=self.policy.device))  # a process without rows has scaled nothing yet
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        good = math.isfinite(norm) and math.isfinite(loss)
+        if good:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.bad_steps = 0 if good else self.bad_steps + 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"{self.bad_steps} steps in a row had a loss ({loss}) or gradient norm ({norm}) that is not finite, "
+                "and were left out. The adapter is the one from before them. Lower the learning rate or gamma, or "
+                "cap the KL (LossConfig.kl_cap); on a T4 see whether an image's features overflow fp16."
+            )
+        return {"grad_norm": norm, "skipped": float(not good)}
 
     def train(
         self, log: Path | None = None, on_step: Callable[[dict], None] | None = None,
@@ -253,7 +226,7 @@ class Loop:
         step, and it is saved, except where there are several processes: the others may be anywhere in their step.
         """
         if checkpoints and not self.history and (saved := checkpoints.load(self.identity())):
-            self.restore(saved)
+            self.restore(*saved)
         done, main, before = self.history, self.team.rank == 0, None
         spent, start = done[-1]["seconds"] if done else 0.0, time.perf_counter()
         bar = tqdm(total=self.steps, initial=len(done), desc=self.stage, mininterval=5, disable=not main)
@@ -272,7 +245,7 @@ class Loop:
         except KeyboardInterrupt:
             if before and before[0] == len(done):  # inside a step
                 self.go_to(before[1])
-                self.stepper.optimizer.zero_grad()
+                self.optimizer.zero_grad()
             saved = self._save(checkpoints) if checkpoints and self.team.size == 1 else None
             print(f"stopped after {len(done)} whole steps" + (f", saved in {saved.name}" if saved else "")
                   + "; run this cell again to go on")  # fmt: skip
@@ -287,7 +260,7 @@ class Loop:
 
     def _save(self, checkpoints: Checkpoints) -> Path | None:
         state = self.state()  # all processes take part in it
-        return checkpoints.save(state) if self.team.rank == 0 else None
+        return checkpoints.save(len(self.history), *state, self.identity()) if self.team.rank == 0 else None
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint of this loop to fit; the number of RL steps may grow."""
@@ -295,29 +268,31 @@ class Loop:
         run = {"stage": self.stage, "seed": self.seed, "processes": self.team.size, "config": config}
         return self.policy.identity() | run
 
-    def state(self) -> State:
-        """A copy of what a checkpoint holds, on the CPU; with several processes all of them must ask for it."""
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """Copies of the tensors on the CPU and, as JSON values, all else that a checkpoint holds.
+
+        With several processes all of them must ask for it.
+        """
         tensors = adapter_tensors(self.policy.model)
-        for i, part in self.stepper.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{key}": tensor for key, tensor in part.items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{key}": tensor for key, tensor in moments.items()}
         facts = {
             "positions": self.team.everyones(self.position()), "history": list(self.history),
-            "bad": self.stepper.bad, "scaler": self.stepper.scaler.state_dict(),
+            "bad_steps": self.bad_steps, "scaler": self.scaler.state_dict(),
         }  # fmt: skip
-        copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        return State(len(self.history), copies, facts, self.identity())
+        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, facts
 
-    def restore(self, saved: State) -> None:
-        """Go on as the loop that gave `saved`."""
-        optimizer, moments = self.stepper.optimizer, defaultdict(dict)
+    def restore(self, tensors: dict[str, torch.Tensor], facts: dict) -> None:
+        """Go on as the loop that gave this `state`."""
         with torch.no_grad():
             for name, p in adapter_tensors(self.policy.model).items():
-                p.copy_(saved.tensors[name])
-        for name in saved.tensors:
+                p.copy_(tensors[name])
+        moments, groups = defaultdict(dict), self.optimizer.state_dict()["param_groups"]
+        for name in tensors:
             if name.startswith("optimizer/"):
                 _, i, key = name.split("/")
-                moments[int(i)][key] = saved.tensors[name]
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.history, self.stepper.bad = saved.facts["history"], saved.facts["bad"]
-        self.stepper.scaler.load_state_dict(saved.facts["scaler"])
-        self.go_to(saved.facts["positions"][self.team.rank])
+                moments[int(i)][key] = tensors[name]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.scaler.load_state_dict(facts["scaler"])
+        self.history, self.bad_steps = facts["history"], facts["bad_steps"]
+        self.go_to(facts["positions"][self.team.rank])

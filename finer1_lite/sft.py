@@ -74,26 +74,25 @@ class SFT(Loop):
         self.rows, self.micro_batch = rows, config.micro_batch
         self.plan = list(epochs_of(len(rows), config.batch_size, config.epochs, seed))
         self.steps = len(self.plan)
-        self.schedule = get_cosine_schedule_with_warmup(self.stepper.optimizer, config.warmup_steps, self.steps)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, config.warmup_steps, self.steps)
 
     def collect(self) -> tuple[list[Row], dict]:
         """The rows of the next step."""
         return [self.rows[i] for i in self.plan[len(self.history)]], {}
 
     def update(self, rows: list[Row]) -> dict[str, float]:
-        """One optimizer step on `rows`; returns the loss, the learning rate and what `Stepper.step` returns."""
+        """One optimizer step on `rows`; returns the loss, the learning rate and what `Loop.step` returns."""
         self.policy.model.train()
         run, what = partial(self.gather_gradients, rows), "rows of a micro-batch (micro_batch)"
         loss, self.micro_batch = halved_until_it_fits(run, self.micro_batch, what)
         loss = self.team.sum(loss)
-        self.team.sum_gradients(self.stepper.parameters)
-        figures = {"loss": loss, "lr": self.schedule.get_last_lr()[0]} | self.stepper.step(loss)
+        figures = {"loss": loss, "lr": self.schedule.get_last_lr()[0]} | self.step(loss)
         self.schedule.step()
         return figures
 
     def gather_gradients(self, rows: list[Row], micro_batch: int) -> float:
         """Gradients of this process's share of a step's mean token loss; returns that share of the loss."""
-        self.stepper.optimizer.zero_grad()  # an earlier try may have run out of memory
+        self.optimizer.zero_grad()  # an earlier try may have run out of memory
         tokenizer = self.policy.processor.tokenizer
         lengths = [len(tokenizer(a)["input_ids"]) + 1 for *_, a in rows]
         questions = [len(tokenizer(q)["input_ids"]) + len(s.tokens if s else ()) for q, s, _ in rows]
@@ -101,7 +100,7 @@ class SFT(Loop):
         items, mine, total = sum(lengths), self.team.share(rows), 0.0
         for part in cut([longest] * len(mine), self.config.micro_tokens, micro_batch):
             loss, _ = answer_loss(self.policy, mine[part.start : part.stop])
-            self.stepper.backward(loss / items)
+            self.backward(loss / items)
             total += loss.item()
         return total / items
 
@@ -112,7 +111,7 @@ class SFT(Loop):
     def go_to(self, position: dict) -> None:
         """Go on with the learning rate of `position`."""
         self.schedule.load_state_dict(position)
-        self.stepper.optimizer.param_groups[0]["lr"] = self.schedule.get_last_lr()[0]
+        self.optimizer.param_groups[0]["lr"] = self.schedule.get_last_lr()[0]
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint of this run to fit."""

@@ -54,7 +54,7 @@ class Group:
 
 
 class Tapo(Loop):
-    """The loop's state: policy, images, triplets, optimizer, random generators.
+    """The loop of Stage 2 with its state: policy, images, triplets, optimizer, random generators.
 
     `labels[i]` is the class of image `i` of `cache`. A `config` with num_positive = 0 and a `loss`
     with gamma = eta1 = eta2 = 0 is DAPO. `reward(completion, label)` returns "overall", "accuracy" and, for the
@@ -68,13 +68,15 @@ class Tapo(Loop):
         loss: LossConfig, seed: int, reward: Reward = released_reward, ask: Callable[..., str] = question,
     ):  # fmt: skip
         super().__init__(policy, config, config.max_grad_norm, seed)
-        self.cache, self.labels, self.sampler, self.loss, self.reward, self.ask = cache, labels, sampler, loss, reward, ask
-        self.steps, self.num_generations = config.steps, config.num_anchor + config.num_positive
+        self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
+        self.reward, self.ask, self.steps = reward, ask, config.steps
+        self.num_generations = config.num_anchor + config.num_positive
         if self.team.size > config.questions:
-            raise ValueError(f"{self.team.size} processes for {config.questions} questions a step; raise `questions`")
+            raise ValueError(f"{self.team.size} processes for {config.questions} questions; raise `questions`")
         own_seed = seed + 10_000 * self.team.rank
-        self.generator, self.rng = torch.Generator(policy.device).manual_seed(own_seed), np.random.default_rng(own_seed)
-        self.start = digest(adapter_tensors(policy.model))[:16]  # a checkpoint that began elsewhere is of another run
+        self.generator = torch.Generator(policy.device).manual_seed(own_seed)
+        self.rng = np.random.default_rng(own_seed)
+        self.start = digest(adapter_tensors(policy.model))[:16]  # from elsewhere it would be another run
 
     def roll_out(self, triplets: list[Triplet], min_new_tokens: int = 0) -> list[Group]:
         """Sample and reward the rollouts of `triplets`, one group for each."""
@@ -85,13 +87,12 @@ class Tapo(Loop):
             sides = [(sides[0][0] + sides[1][0], c.num_anchor)]
         rows: list[list[tuple]] = [[] for _ in triplets]
         for images, n in sides:
-            if n:
-                prompts = list(zip(asked * 2, self.cache.get(images)))
-                made = rollout(
-                    self.policy, prompts, n, self.generator, c.temperature, c.top_p, min_new_tokens=min_new_tokens
-                )
-                for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts)):
-                    rows[i // n % len(triplets)].append(row)
+            if not n:
+                continue
+            prompts, settings = list(zip(asked * 2, self.cache.get(images))), (c.temperature, c.top_p)
+            made = rollout(self.policy, prompts, n, self.generator, *settings, min_new_tokens=min_new_tokens)
+            for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts)):
+                rows[i // n % len(triplets)].append(row)
         return [self._group(*parts) for parts in zip(triplets, asked, rows)]
 
     def _group(self, triplet: Triplet, asked: str, rows: list[tuple]) -> Group:
@@ -100,9 +101,8 @@ class Tapo(Loop):
         scores = [self.reward(text, label) for text in texts]
         shares = [[s["overall"], s["accuracy"], s.get("format", torch.nan)] for s in scores]
         rewards, accuracies, formats = torch.tensor(shares, dtype=torch.float32).unbind(-1)
-        if self.config.overlong_buffer:
-            limit = self.policy.profile.max_new_tokens
-            rewards = rewards + overlong_penalty(masks.sum(-1), limit, self.config.overlong_buffer)
+        if buffer := self.config.overlong_buffer:
+            rewards = rewards + overlong_penalty(masks.sum(-1), self.policy.profile.max_new_tokens, buffer)
         return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
@@ -122,8 +122,8 @@ class Tapo(Loop):
         limit, lengths = self.policy.profile.max_new_tokens, torch.cat([g.completion_mask.sum(-1) for g in drawn])
         if not kept and (lengths == limit).float().mean() > 0.5:
             warnings.warn(
-                f"no group had a signal, and most answers have the {limit} tokens of max_new_tokens: they were cut before "
-                "they said a name. Raise it above the longest chain.", RuntimeWarning, stacklevel=2,
+                f"no group had a signal, and most answers have the {limit} tokens of max_new_tokens: they were cut "
+                "before they said a name. Raise it above the longest chain.", RuntimeWarning, 2,
             )  # fmt: skip
         values = {"reward": "rewards", "accuracy": "accuracies", "format": "formats"}
         figures = {name: torch.cat([getattr(g, key) for g in drawn]) for name, key in values.items()}
@@ -137,9 +137,8 @@ class Tapo(Loop):
 
         def under(images):
             prompts = [(g.question, s) for g, s in zip(rows.groups, self.cache.get(images))]
-            return completion_logps(
-                self.policy, prompts, rows.completion_ids, rows.completion_mask, self.config.temperature
-            )
+            completions = (rows.completion_ids, rows.completion_mask)
+            return completion_logps(self.policy, prompts, *completions, self.config.temperature)
 
         anchor = [g.triplet.anchor for g in rows.groups]
         need = {self.loss.update_image, self.loss.old_image}
@@ -160,22 +159,19 @@ class Tapo(Loop):
         if not self.team.sum(len(groups)):
             return {}
         self.policy.scoring_mode()
-        self.stepper.optimizer.zero_grad()
-        rows = Rows.of(groups, self.config.num_anchor) if groups else None
-        how = self.loss.aggregation
-        items = self.team.sum(count_items(rows.completion_mask, how) if rows and how != "micro_batch" else 0)
-        mine: dict[str, float] = {}
-        if rows:
-            run = partial(self._gradients, groups, rows, items)
+        how, mine = self.loss.aggregation, {}
+        items = 0 if how == "micro_batch" else sum(count_items(g.completion_mask, how) for g in groups)
+        run = partial(self._gradients, groups, self.team.sum(items))
+        if groups:
             mine, fits = halved_until_it_fits(run, self.config.micro_batch, "rows of a micro-batch (micro_batch)")
             self.config = replace(self.config, micro_batch=fits)
         metrics = _added(self.team.everyones(mine))
-        self.team.sum_gradients(self.stepper.parameters)
-        return metrics | self.stepper.step(metrics["loss"])
+        return metrics | self.step(metrics["loss"])
 
-    def _gradients(self, groups: list[Group], rows: "Rows", items: float, micro_batch: int) -> dict[str, float]:
+    def _gradients(self, groups: list[Group], items: float, micro_batch: int) -> dict[str, float]:
         """Gather the step's gradients in parts of `micro_batch` rows at most; returns the loss's parts."""
-        self.stepper.optimizer.zero_grad()  # an earlier try may have run out of memory
+        self.optimizer.zero_grad()  # an earlier try may have run out of memory
+        rows = Rows.of(groups, self.config.num_anchor)
         loss, device = self.loss, self.policy.device
         rewards, correct = (torch.cat([getattr(g, k) for g in groups]).to(device) for k in ("rewards", "accuracies"))
         advantages = group_advantages(rewards, self.num_generations, loss.advantage_scale)
@@ -192,7 +188,7 @@ class Tapo(Loop):
                 current, old, advantages[i], picked.completion_mask.to(device), negative, loss, num_items=items,
                 correct=correct[i],
             )  # fmt: skip
-            self.stepper.backward(value)
+            self.backward(value)
             figures.append(metrics)
         return _added(figures)
 
@@ -209,10 +205,9 @@ class Tapo(Loop):
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint of this loop to fit; the number of steps may grow."""
-        return super().identity() | {
-            "start": self.start, "data": self.sampler.state_dict()["labels"], "loss": asdict(self.loss),
-            "reward": getattr(self.reward, "func", self.reward).__name__, "question": self.ask(np.random.default_rng(0)),
-        }  # fmt: skip
+        reward, asked = getattr(self.reward, "func", self.reward).__name__, self.ask(np.random.default_rng(0))
+        run = {"start": self.start, "data": self.sampler.state_dict()["labels"], "loss": asdict(self.loss)}
+        return super().identity() | run | {"reward": reward, "question": asked}
 
 
 def _added(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -224,7 +219,7 @@ def _added(parts: list[dict[str, float]]) -> dict[str, float]:
 
 @dataclass
 class Rows:
-    """Rollouts of some groups one below the other. completion_ids, completion_mask (B, C); groups, own images: B each."""
+    """Rollouts of some groups one below the other: (B, C) ids and mask; the group and the own image of each."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
@@ -234,9 +229,11 @@ class Rows:
     @classmethod
     def of(cls, groups: list[Group], num_anchor: int) -> "Rows":
         """All rows of `groups`."""
-        ids, masks = ([row for g in groups for row in getattr(g, f"completion_{k}")] for k in ("ids", "mask"))
-        owners = [(g, g.triplet.anchor if i < num_anchor else g.triplet.positive) for g in groups for i in range(len(g.texts))]
-        return cls(pad_sequence(ids, batch_first=True), pad_sequence(masks, batch_first=True), *map(list, zip(*owners)))
+        ids, masks = ([row for g in groups for row in getattr(g, k)] for k in ("completion_ids", "completion_mask"))
+        owners, own = [g for g in groups for _ in g.texts], []
+        for t, n in ((g.triplet, len(g.texts)) for g in groups):
+            own += [t.anchor] * num_anchor + [t.positive] * (n - num_anchor)
+        return cls(pad_sequence(ids, batch_first=True), pad_sequence(masks, batch_first=True), owners, own)
 
     def pick(self, rows: range) -> "Rows":
         """Some rows, as narrow as their longest completion."""
@@ -258,7 +255,7 @@ def rehearse(loop: Tapo) -> dict[str, float]:
 
     Prints and returns the seconds of both, and on a GPU the GiB of its memory that tensors took at most
     ("allocated") and that PyTorch held ("reserved"). Afterwards the loop is as before, bit for bit. MemoryError,
-    with what to lower, where even one question at a time does not fit; where fewer than asked for do, a warning says how many.
+    with what to lower, where even one question at a time does not fit.
     """
     before, profile, config = loop.state(), loop.policy.profile, loop.config
     cuda, figures = loop.policy.device.type == "cuda", {}
@@ -279,7 +276,7 @@ def rehearse(loop: Tapo) -> dict[str, float]:
         ) from error
     finally:
         loop.policy.profile, loop.config = profile, config
-        loop.restore(before)
+        loop.restore(*before)
     if cuda:
         figures["allocated GiB"] = torch.cuda.max_memory_allocated(loop.policy.device) / 2**30
         figures["reserved GiB"] = torch.cuda.max_memory_reserved(loop.policy.device) / 2**30

@@ -86,7 +86,8 @@ def rollout(
                 if generator:
                     generator.set_state(drawn)
                 part = prompts[start : start + per]
-                return _decode(policy, part, num_generations, generator, temperature, top_p, limit, min_new_tokens)
+                settings = (num_generations, generator, temperature, top_p, limit, min_new_tokens)
+                return _decode(policy, part, *settings)
 
             made, fits = halved_until_it_fits(decode, per, "questions sampled at once (rollout_batch)")
             rows, start = rows + made, start + fits
@@ -97,7 +98,9 @@ def rollout(
     return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
 
 
-def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit, min_new_tokens) -> list[list[int]]:
+def _decode(
+    policy, prompts, num_generations, generator, temperature, top_p, limit, min_new_tokens
+) -> list[list[int]]:
     """Token ids, end token included, of the completions of one batch of prompts."""
     tokenizer = policy.processor.tokenizer
     now = read_prompts(policy, prompts)
