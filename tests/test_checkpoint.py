@@ -23,7 +23,8 @@ from finer1_lite.samplers import ConfusionCounts, TripletSampler
 from finer1_lite.sft import train_sft
 from finer1_lite.tapo import Tapo
 
-torch.set_num_threads(1)  # as in the processes that are killed: sums in the same order
+torch.set_num_threads(1)  # more threads would not survive a fork
+FORK = multiprocessing.get_context("fork")
 PROFILE = replace(get_profile("cpu"), max_new_tokens=6)
 SETTING = replace(
     PROFILE.tapo, steps=6, questions=2, num_anchor=2, num_positive=2, max_rounds=2, micro_batch=4, temperature=2.0,
@@ -76,7 +77,6 @@ def straight(data):
 
 def run_to_the_end(folder: Path) -> None:
     """The whole life of a process that may be killed at any point of its training."""
-    torch.set_num_threads(1)
     loop = make_loop(birds())
     folder.mkdir(exist_ok=True)
     (folder / "training").touch()
@@ -94,12 +94,11 @@ def wait_for(process, condition, limit: float = 60.0) -> None:
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_points_change_nothing(straight, tmp_path, kills):
     """Every second kill strikes while a checkpoint is being written."""
-    context, rng, folders, last = multiprocessing.get_context("forkserver"), random.Random(0), [tmp_path / "0"], []
-    context.set_forkserver_preload(["finer1_lite.recipes"])
+    rng, folders, last = random.Random(0), [tmp_path / "0"], []
 
     def start(folder):
         (folder / "training").unlink(missing_ok=True)
-        process = context.Process(target=run_to_the_end, args=(folder,))
+        process = FORK.Process(target=run_to_the_end, args=(folder,))
         process.start()
         wait_for(process, (folder / "training").exists)
         return process
@@ -295,9 +294,8 @@ def write_with_little_room(folder: Path, outcome) -> None:
 
 
 def test_a_full_disk_is_reported_and_the_last_checkpoints_stay(three):
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=write_with_little_room, args=(three.folder, theirs))
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=write_with_little_room, args=(three.folder, theirs))
     process.start()
     assert ours.poll(60)
     message = ours.recv()
