@@ -120,8 +120,8 @@ def get_profile(name: str) -> Profile:
     profile = PROFILES[name]
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", or on Colab choose Runtime "
-            f"> Change runtime type > GPU. This torch is made for CUDA {torch.version.cuda or '(none: the CPU build)'}"
+            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", or on Colab choose "
+            f"Runtime > Change runtime type > GPU. This torch was built for {torch.version.cuda or 'the CPU alone'}"
         )
     if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")

@@ -106,7 +106,7 @@ class Tapo(Loop):
         return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
-        """This process's groups with a signal for one step (dynamic sampling), and what all drawn groups were like."""
+        """This process's groups with a signal for one step (dynamic sampling), and figures of all that were drawn."""
         drawn: list[Group] = []
         wanted = len(self.team.share(range(self.config.questions)))
 

@@ -32,14 +32,19 @@ SETTING = replace(
 )  # fmt: skip
 
 
+def on_reward(label: str) -> None:
+    """What a test wants to happen at each reward."""
+
+
 def half_right(completion: str, label: str) -> dict[str, float]:
     """A reward with a signal for any policy: does the text have an even number of letters?"""
+    on_reward(label)
     value = float(len(completion) % 2 == 0)
     return {"overall": value, "accuracy": value, "format": 1.0}
 
 
-def birds():
-    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 1}})["train"].select(range(16))
+def birds(n: int = 16):
+    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 1}})["train"].select(range(n))
 
 
 def make_loop(data, reward=half_right, setting=SETTING, seed=0) -> Tapo:
@@ -81,13 +86,6 @@ def run_to_the_end(loop: Tapo, folder: Path) -> None:
     save_file(loop.state()[0], folder / "end")
 
 
-def wait_for(process, condition, limit: float = 60.0) -> None:
-    """Until `condition()` or the process's end, or `limit` seconds."""
-    end = time.monotonic() + limit
-    while process.is_alive() and time.monotonic() < end and not condition():
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_points_change_nothing(data, straight, tmp_path, kills):
     """Every second kill strikes while a checkpoint is being written. Each process gets a loop that has not begun."""
@@ -97,9 +95,9 @@ def test_kills_at_random_points_change_nothing(data, straight, tmp_path, kills):
             folders.append(tmp_path / str(len(folders)))
         process = FORK.Process(target=run_to_the_end, args=(loop, folders[-1]))
         process.start()
-        wait_for(process, lambda: False, rng.uniform(0, straight[2]))
-        if len(last) % 2:
-            wait_for(process, lambda: any(folders[-1].glob("checkpoints/*.part-*")))
+        process.join(rng.uniform(0, straight[2]))
+        while len(last) % 2 and process.is_alive() and not any(folders[-1].glob("checkpoints/*.part-*")):
+            time.sleep(0.001)
         process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:
@@ -123,25 +121,23 @@ def keyboard():
     signal.signal(signal.SIGINT, before)
 
 
-def interrupting(after: int):
-    """A reward that presses Ctrl-C once, at its `after`-th call: in the middle of a step."""
-    calls = []
-
-    def half_right_(completion, label):
-        calls.append(1)
-        if len(calls) == after:
-            signal.raise_signal(signal.SIGINT)
-        return half_right(completion, label)
-
-    half_right_.__name__ = "half_right"
-    return half_right_
+def interrupting(monkeypatch, after: int) -> None:
+    """Ctrl-C is pressed at the `after`-th reward: in the middle of a step."""
+    calls = iter(range(1, 10_000))
+    pressed = lambda label: signal.raise_signal(signal.SIGINT) if next(calls) == after else None  # noqa: E731
+    monkeypatch.setitem(globals(), "on_reward", pressed)
 
 
-@pytest.mark.parametrize("again", ["same loop", "new process"])
-def test_ctrl_c_in_the_middle_of_a_step_saves_and_goes_on(data, straight, tmp_path, again, capsys):
-    loop, checkpoints = make_loop(data, interrupting(after=27)), Checkpoints(tmp_path, every=100)
-    with pytest.raises(KeyboardInterrupt):  # a program ends; in a notebook the cell ends
-        loop.train(checkpoints=checkpoints)
+@pytest.mark.parametrize("again", ["same loop", "new process", "notebook"])
+def test_ctrl_c_in_the_middle_of_a_step_saves_and_goes_on(data, straight, tmp_path, again, capsys, monkeypatch):
+    interrupting(monkeypatch, after=27)
+    loop, checkpoints = make_loop(data), Checkpoints(tmp_path, every=100)
+    if again == "notebook":  # the next cell runs
+        monkeypatch.setattr(loop_module, "get_ipython", lambda: object())
+        assert loop.train(checkpoints=checkpoints) is loop.history
+    else:  # a program ends
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(checkpoints=checkpoints)
     done = len(loop.history)
     assert 0 < done < SETTING.steps and checkpoints.steps() == [done]
     assert f"stopped after {done} whole steps, saved in step-00000{done}" in capsys.readouterr().out
@@ -149,13 +145,6 @@ def test_ctrl_c_in_the_middle_of_a_step_saves_and_goes_on(data, straight, tmp_pa
         loop = make_loop(data)
     loop.train(checkpoints=checkpoints)
     assert same(loop.state()[0], straight[0]) and untimed(loop.history) == straight[1]
-
-
-def test_in_a_notebook_the_next_cell_works(data, monkeypatch):
-    monkeypatch.setattr(loop_module, "get_ipython", lambda: object())
-    loop = make_loop(data, interrupting(after=27))
-    assert 0 < len(loop.train()) < SETTING.steps
-    assert len(loop.train()) == SETTING.steps
 
 
 def test_an_update_is_not_interrupted_in_its_middle():
@@ -317,28 +306,20 @@ def test_many_bad_steps_in_a_row_stop_the_run_with_the_last_good_adapter(data, t
     assert facts["bad_steps"] == 4 and all(t.isfinite().all() for t in tensors.values())
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_micro_batch_that_does_not_fit_is_halved_once_and_for_all(data, where):
-    """The fault is what CUDA raises, while more than two rows are scored; the result is that of smaller parts."""
+def test_a_micro_batch_that_does_not_fit_is_halved_once_and_for_all(data):
+    """The fault is CUDA's, in the backward pass of more than two rows; the result is that of smaller parts."""
     small, tight = make_loop(data, setting=replace(SETTING, micro_batch=2)), make_loop(data)
     groups = small.collect()[0]
     small.update(groups)
 
-    def full(gradient=None):
+    def full(gradient):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    def at_forward(module, arguments, keywords):
-        if torch.is_grad_enabled() and len(keywords["input_ids"]) > 2:
-            full()
-
-    def at_backward(module, arguments, keywords, output):
+    def watch(module, arguments, keywords, output):
         if torch.is_grad_enabled() and len(keywords["input_ids"]) > 2:
             output.last_hidden_state.register_hook(full)
 
-    if where == "forward":
-        tight.policy.backbone.register_forward_pre_hook(at_forward, with_kwargs=True)
-    else:
-        tight.policy.backbone.register_forward_hook(at_backward, with_kwargs=True)
+    tight.policy.backbone.register_forward_hook(watch, with_kwargs=True)
     tight.collect()
     with pytest.warns(RuntimeWarning, match="micro_batch.* lowered from 4 to 2"):
         tight.update(groups)
