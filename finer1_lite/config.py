@@ -16,37 +16,11 @@ import torch
 from .losses import TAPO, LossConfig
 
 ASSETS = Path(__file__).parent / "birds" / "assets"
-MADE_BY = {
+CHAPTERS = {
     "chains.jsonl": "01_cot_data", "sft_answers": "02_cot_sft", "cot_sft": "02_cot_sft", "dapo": "04_tapo",
     "tapo": "04_tapo",
 }  # fmt: skip
 QWEN_3B, QWEN_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
-
-
-def runs_folder() -> Path:
-    """`$FINER1_RUNS`, or `runs` beside the nearest pyproject.toml above, or `runs` in this folder."""
-    if os.environ.get("FINER1_RUNS"):
-        return Path(os.environ["FINER1_RUNS"]).absolute()
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").exists():
-            return folder / "runs"
-    return here / "runs"
-
-
-def artefact(profile: "Profile", name: str) -> Path:
-    """The newest `name` (a file or folder of an earlier chapter): this machine's own, or the shipped one.
-
-    FileNotFoundError where there is neither; it names the chapter that makes it.
-    """
-    own, shipped = profile.run_dir / name, ASSETS / "reference" / name
-    if own.exists():
-        print(f"{name}: from {own.relative_to(runs_folder().parent)}")
-        return own
-    if profile.name == "cpu" and shipped.exists():
-        print(f"{name}: the shipped one (run the earlier chapters to make your own)")
-        return shipped
-    raise FileNotFoundError(f"{name} is not in {own.parent}: run {MADE_BY.get(name, 'the earlier chapters')} first")
 
 
 @dataclass(frozen=True)
@@ -112,33 +86,28 @@ class Profile:
         return runs_folder() / self.name
 
 
-# The CPU's epochs and learning rates were chosen on validation images of another split, by one rule
-# (finer1_lite.evidence.tuning, results/tuning.csv). With the paper's uncapped KL ratio, whose gradient is large just where
-# the two images differ most, the tiny policy loses what SFT taught it (finer1_lite.evidence.ablations, results/ablations.csv).
+# The CPU's epochs and learning rates were chosen on validation images of another split (studies/tuning.py). With the
+# paper's uncapped KL ratio, whose gradient is large just where the two images differ most, the tiny policy loses what
+# SFT taught it (studies/ablations.py).
 RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="released", negative_grad=False)
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
     max_new_tokens=112, rollout_batch=192, eval_batch=256, dense_rollout=True,
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
-    tapo=TapoConfig(steps=40, questions=8, lr=6e-4, micro_batch=40, micro_tokens=8192, max_rounds=3), dapo_lr=3e-4,
-    loss=RELEASED_SWITCHES,
+    tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4, loss=RELEASED_SWITCHES,
 )  # fmt: skip
 # Half of the released chains have more than about 770 tokens: an answer of 400 would be cut before it says a name.
 # Twenty rounds of rollouts in search of groups with a signal, as released, would be half an hour a step on one card.
-_GPU = Profile(
+_L4 = Profile(
     name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
     offload_tower=True, eval_batch=64, tapo=TapoConfig(max_rounds=3),
 )  # fmt: skip
-_BIG = replace(_GPU, name="a100", dense_rollout=True, offload_tower=False)
-PROFILES: dict[str, Profile] = {
-    "cpu": _CPU,
-    "t4": replace(_GPU, name="t4", dtype="float16", eval_batch=32),
-    "l4": _GPU,
-    "a100": _BIG,
-    "h100": replace(_BIG, name="h100"),
-    "a100_bf16": replace(_BIG, name="a100_bf16", quantize=False, dense_rollout=False),  # LoRA on 16-bit weights
-    "a100_7b": replace(_BIG, name="a100_7b", model_id=QWEN_7B),
-}
+_T4 = replace(_L4, name="t4", dtype="float16", eval_batch=32)
+_A100 = replace(_L4, name="a100", dense_rollout=True, offload_tower=False)
+_H100 = replace(_A100, name="h100")
+_16_BIT = replace(_A100, name="a100_bf16", quantize=False, dense_rollout=False)  # LoRA on 16-bit weights
+_7B = replace(_A100, name="a100_7b", model_id=QWEN_7B)
+PROFILES: dict[str, Profile] = {p.name: p for p in (_CPU, _T4, _L4, _A100, _H100, _16_BIT, _7B)}
 
 
 def get_profile(name: str) -> Profile:
@@ -151,9 +120,8 @@ def get_profile(name: str) -> Profile:
     profile = PROFILES[name]
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", or on Colab choose Runtime > "
-            f"Change runtime type > GPU. This torch is made for CUDA {torch.version.cuda or '(none: the CPU build)'}: where "
-            "nvidia-smi shows a card, its driver may be too old for it"
+            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", or on Colab choose "
+            f"Runtime > Change runtime type > GPU. This torch was built for {torch.version.cuda or 'the CPU alone'}"
         )
     if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")
@@ -168,8 +136,30 @@ def suggest_profile() -> tuple[str, str]:
     gib = card.total_memory / 2**30
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return "t4", f"{card.name} with {gib:.0f} GiB has no bfloat16: 16-bit floats with checks"
-    name = "l4" if gib < 35 else "a100" if gib < 70 else "h100"
-    return name, f"{card.name} with {gib:.0f} GiB and bfloat16"
+    return "l4" if gib < 35 else "a100" if gib < 70 else "h100", f"{card.name} with {gib:.0f} GiB and bfloat16"
+
+
+def runs_folder() -> Path:
+    """`$FINER1_RUNS`, or `runs` beside the nearest pyproject.toml above, or `runs` in this folder."""
+    if os.environ.get("FINER1_RUNS"):
+        return Path(os.environ["FINER1_RUNS"]).absolute()
+    here = Path.cwd()
+    return next((f for f in (here, *here.parents) if (f / "pyproject.toml").exists()), here) / "runs"
+
+
+def artefact(profile: Profile, name: str) -> Path:
+    """The newest `name` (a file or folder of an earlier chapter): this machine's own, or the shipped one.
+
+    FileNotFoundError where there is neither; it names the chapter that makes it.
+    """
+    own, shipped = profile.run_dir / name, ASSETS / "reference" / name
+    if own.exists():
+        print(f"{name}: from {own.relative_to(runs_folder().parent)}")
+        return own
+    if profile.name == "cpu" and shipped.exists():
+        print(f"{name}: the shipped one (run the earlier chapters to make your own)")
+        return shipped
+    raise FileNotFoundError(f"{name} is not in {own.parent}: run {CHAPTERS.get(name, 'the earlier chapters')} first")
 
 
 def versions() -> dict[str, str]:

@@ -13,41 +13,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from torch.nn.utils.rnn import pad_sequence
 
 from .config import TapoConfig
-from .files import write_csv
-from .loop import (
-    Checkpoints,
-    State,
-    Stepper,
-    Team,
-    adapter_tensors,
-    digest,
-    optimizer_tensors,
-    restore_adapter,
-    restore_optimizer,
-    stopped,
-    uninterrupted,
-)  # fmt: skip
+from .loop import Loop, adapter_tensors, digest
 from .losses import (
-    LossConfig,
-    condition_logps,
-    count_items,
-    group_advantages,
-    keep_groups,
-    overlong_penalty,
-    tapo_loss,
+    LossConfig, condition_logps, count_items, group_advantages, keep_groups, overlong_penalty, tapo_loss,
 )  # fmt: skip
-from .policy.batching import cut_groups, halved_until_it_fits
+from .policy.batching import cut_groups, halved_until_it_fits, out_of_memory
 from .policy.inputs import VisionCache
 from .policy.load import Policy
-from .policy.rollout import Rollouts, rollout
-from .policy.scoring import completion_logps, widen
+from .policy.rollout import rollout
+from .policy.scoring import completion_logps
 from .prompts import question
 from .rewards import released_reward
 from .samplers import Triplet, TripletSampler, fill_batch
@@ -59,7 +39,7 @@ Reward = Callable[[str, str], dict[str, float]]
 class Group:
     """All rollouts of one question: the first num_anchor of the anchor, the rest of the positive.
 
-    completion_ids, completion_mask: (G, C). rewards, accuracies: (G,).
+    completion_ids, completion_mask: (G, C). rewards, accuracies, formats: (G,).
     """
 
     triplet: Triplet
@@ -73,72 +53,60 @@ class Group:
     formats: torch.Tensor
 
 
-class Tapo:
-    """The loop's state: policy, images, triplets, optimizer, random generators.
+class Tapo(Loop):
+    """The loop of Stage 2 with its state: policy, images, triplets, optimizer, random generators.
 
     `labels[i]` is the class of image `i` of `cache`. A `config` with num_positive = 0 and a `loss`
     with gamma = eta1 = eta2 = 0 is DAPO. `reward(completion, label)` returns "overall", "accuracy" and, for the
     log, "format"; `ask(rng)` a prompt. ValueError if there are more processes than questions in a step.
     """
 
+    stage = "RL"
+
     def __init__(
         self, policy: Policy, cache: VisionCache, labels: list[str], sampler: TripletSampler, config: TapoConfig,
         loss: LossConfig, seed: int, reward: Reward = released_reward, ask: Callable[..., str] = question,
     ):  # fmt: skip
-        self.policy, self.cache, self.labels, self.sampler = policy, cache, labels, sampler
-        self.config, self.loss, self.reward, self.ask, self.seed = config, loss, reward, ask, seed
-        self.team = Team()  # of one, unless `accelerate launch` started more
+        super().__init__(policy, config, config.max_grad_norm, seed)
+        self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
+        self.reward, self.ask, self.steps = reward, ask, config.steps
+        self.num_generations = config.num_anchor + config.num_positive
         if self.team.size > config.questions:
-            raise ValueError(f"{self.team.size} processes for {config.questions} questions a step; raise `questions`")
+            raise ValueError(f"{self.team.size} processes for {config.questions} questions; raise `questions`")
         own_seed = seed + 10_000 * self.team.rank
-        self.generator, self.rng = torch.Generator(policy.device).manual_seed(own_seed), np.random.default_rng(own_seed)
-        optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
-        self.stepper = Stepper(policy.trainable(), optimizer, config.max_grad_norm, policy.profile.dtype == "float16")
-        self.history: list[dict] = []  # a row of figures for each step so far
-        self.start = digest(adapter_tensors(policy.model))[:16]  # a checkpoint that began elsewhere is of another run
+        self.generator = torch.Generator(policy.device).manual_seed(own_seed)
+        self.rng = np.random.default_rng(own_seed)
+        self.start = digest(adapter_tensors(policy.model))[:16]  # from elsewhere it would be another run
 
-    @property
-    def num_generations(self) -> int:
-        """Rollouts in one advantage group."""
-        return self.config.num_anchor + self.config.num_positive
-
-    def roll_out(self, triplets: list[Triplet]) -> list[Group]:
+    def roll_out(self, triplets: list[Triplet], min_new_tokens: int = 0) -> list[Group]:
         """Sample and reward the rollouts of `triplets`, one group for each."""
         c = self.config
         asked = [self.ask(self.rng) for _ in triplets]
-        anchors, positives = [t.anchor for t in triplets], [t.positive for t in triplets]
-        if c.num_anchor == c.num_positive:  # both sides in one batch
-            made = self._sample(asked * 2, anchors + positives, c.num_anchor)
-            sides = list(zip(made[: len(asked)], made[len(asked) :]))
-        else:
-            parts = [self._sample(asked, i, n) for i, n in ((anchors, c.num_anchor), (positives, c.num_positive)) if n]
-            sides = list(zip(*parts))
-        return [self._group(t, q, rows) for t, q, rows in zip(triplets, asked, sides)]
+        sides = [([t.anchor for t in triplets], c.num_anchor), ([t.positive for t in triplets], c.num_positive)]
+        if c.num_anchor == c.num_positive:  # both in one batch
+            sides = [(sides[0][0] + sides[1][0], c.num_anchor)]
+        rows: list[list[tuple]] = [[] for _ in triplets]
+        for images, n in sides:
+            if not n:
+                continue
+            prompts, settings = list(zip(asked * 2, self.cache.get(images))), (c.temperature, c.top_p)
+            made = rollout(self.policy, prompts, n, self.generator, *settings, min_new_tokens=min_new_tokens)
+            for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts)):
+                rows[i // n % len(triplets)].append(row)
+        return [self._group(*parts) for parts in zip(triplets, asked, rows)]
 
-    def _sample(self, asked: list[str], images: list[int], n: int) -> list[Rollouts]:
-        """`n` completions for each (question, image), as one `Rollouts` each."""
-        c = self.config
-        prompts = list(zip(asked, self.cache.get(images)))
-        made = rollout(self.policy, prompts, n, self.generator, c.temperature, c.top_p)
-        rows = [slice(i, i + n) for i in range(0, n * len(prompts), n)]
-        return [Rollouts(made.completion_ids[r], made.completion_mask[r], made.texts[r]) for r in rows]
-
-    def _group(self, triplet: Triplet, asked: str, sides: tuple[Rollouts, ...]) -> Group:
-        label = self.labels[triplet.anchor]
-        texts = [text for side in sides for text in side.texts]
-        width = max(side.completion_ids.shape[1] for side in sides)
-        ids = torch.cat([widen(side.completion_ids, width, 0) for side in sides])
-        mask = torch.cat([widen(side.completion_mask, width, 0) for side in sides])
+    def _group(self, triplet: Triplet, asked: str, rows: list[tuple]) -> Group:
+        label, (ids, masks, texts) = self.labels[triplet.anchor], zip(*rows)
+        ids, masks = (pad_sequence(part, batch_first=True) for part in (ids, masks))
         scores = [self.reward(text, label) for text in texts]
         shares = [[s["overall"], s["accuracy"], s.get("format", torch.nan)] for s in scores]
         rewards, accuracies, formats = torch.tensor(shares, dtype=torch.float32).unbind(-1)
-        if self.config.overlong_buffer:
-            limit = self.policy.profile.max_new_tokens
-            rewards = rewards + overlong_penalty(mask.sum(-1), limit, self.config.overlong_buffer)
-        return Group(triplet, asked, label, texts, ids, mask, rewards, accuracies, formats)
+        if buffer := self.config.overlong_buffer:
+            rewards = rewards + overlong_penalty(masks.sum(-1), self.policy.profile.max_new_tokens, buffer)
+        return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
-        """This process's groups with a signal for one step (dynamic sampling), and what all drawn groups were like."""
+        """This process's groups with a signal for one step (dynamic sampling), and figures of all that were drawn."""
         drawn: list[Group] = []
         wanted = len(self.team.share(range(self.config.questions)))
 
@@ -150,32 +118,27 @@ class Tapo:
             accuracies = torch.cat([g.accuracies for g in groups])
             return keep_groups(accuracies, self.num_generations, self.loss.filter_rule).tolist()
 
-        filled = fill_batch(draw, keep, wanted, self.config.max_rounds)
+        kept = fill_batch(draw, keep, wanted, self.config.max_rounds).items
         limit, lengths = self.policy.profile.max_new_tokens, torch.cat([g.completion_mask.sum(-1) for g in drawn])
-        if not filled.items and (lengths == limit).float().mean() > 0.5:
+        if not kept and (lengths == limit).float().mean() > 0.5:
             warnings.warn(
-                f"no group had a signal, and most answers have the {limit} tokens of max_new_tokens: they were cut before "
-                "they said a name. Raise it above the longest chain.", RuntimeWarning, stacklevel=2,
+                f"no group had a signal, and most answers have the {limit} tokens of max_new_tokens: they were cut "
+                "before they said a name. Raise it above the longest chain.", RuntimeWarning, 2,
             )  # fmt: skip
-
-        def mean(of):
-            return torch.cat([of(g) for g in drawn]).float().mean().item()
-
-        means = {
-            "reward": mean(lambda g: g.rewards), "accuracy": mean(lambda g: g.accuracies),
-            "format": mean(lambda g: g.formats), "length": mean(lambda g: g.completion_mask.sum(-1)),
-        }  # fmt: skip
-        counts = {"groups_drawn": len(drawn), "groups_kept": len(filled.items)}
-        return filled.items, self.team.mean_of(means) | {k: int(self.team.sum(n)) for k, n in counts.items()}
+        values = {"reward": "rewards", "accuracy": "accuracies", "format": "formats"}
+        figures = {name: torch.cat([getattr(g, key) for g in drawn]) for name, key in values.items()}
+        means = {name: v.float().mean().item() for name, v in (figures | {"length": lengths}).items()}
+        counts = {"groups_drawn": len(drawn), "groups_kept": len(kept)}
+        facts = {name: self.team.sum(mean) / self.team.size for name, mean in means.items()}
+        return kept, facts | {name: int(self.team.sum(n)) for name, n in counts.items()}
 
     def score(self, rows: "Rows") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Log-probs (B, C) of rollouts: current with gradient, old, and under the negative."""
 
         def under(images):
             prompts = [(g.question, s) for g, s in zip(rows.groups, self.cache.get(images))]
-            return completion_logps(
-                self.policy, prompts, rows.completion_ids, rows.completion_mask, self.config.temperature
-            )
+            completions = (rows.completion_ids, rows.completion_mask)
+            return completion_logps(self.policy, prompts, *completions, self.config.temperature)
 
         anchor = [g.triplet.anchor for g in rows.groups]
         need = {self.loss.update_image, self.loss.old_image}
@@ -190,25 +153,25 @@ class Tapo:
     def update(self, groups: list[Group]) -> dict[str, float]:
         """One optimizer step on `groups`; returns the loss's parts, the gradient norm and whether it was skipped.
 
-        With several processes each gives its own groups, of which there may be none.
+        With several processes each gives its own groups, of which there may be none. Without any in any process
+        nothing is done, and nothing returned.
         """
+        if not self.team.sum(len(groups)):
+            return {}
         self.policy.scoring_mode()
-        self.stepper.forget()
-        rows = Rows.of(groups, self.config.num_anchor) if groups else None
-        how = self.loss.aggregation
-        items = self.team.sum(count_items(rows.completion_mask, how) if rows and how != "micro_batch" else 0)
-        mine: dict[str, float] = {}
-        if rows:
-            run = partial(self._gradients, groups, rows, items)
+        how, mine = self.loss.aggregation, {}
+        items = 0 if how == "micro_batch" else sum(count_items(g.completion_mask, how) for g in groups)
+        run = partial(self._gradients, groups, self.team.sum(items))
+        if groups:
             mine, fits = halved_until_it_fits(run, self.config.micro_batch, "rows of a micro-batch (micro_batch)")
             self.config = replace(self.config, micro_batch=fits)
-        metrics = added(self.team.everyones(mine))
-        self.team.sum_gradients(self.stepper.parameters)
-        return metrics | self.stepper.step(metrics["loss"])
+        metrics = _added(self.team.everyones(mine))
+        return metrics | self.step(metrics["loss"])
 
-    def _gradients(self, groups: list[Group], rows: "Rows", items: float, micro_batch: int) -> dict[str, float]:
+    def _gradients(self, groups: list[Group], items: float, micro_batch: int) -> dict[str, float]:
         """Gather the step's gradients in parts of `micro_batch` rows at most; returns the loss's parts."""
-        self.stepper.forget()  # of a try that ran out of memory
+        self.optimizer.zero_grad()  # an earlier try may have run out of memory
+        rows = Rows.of(groups, self.config.num_anchor)
         loss, device = self.loss, self.policy.device
         rewards, correct = (torch.cat([getattr(g, k) for g in groups]).to(device) for k in ("rewards", "accuracies"))
         advantages = group_advantages(rewards, self.num_generations, loss.advantage_scale)
@@ -225,112 +188,38 @@ class Tapo:
                 current, old, advantages[i], picked.completion_mask.to(device), negative, loss, num_items=items,
                 correct=correct[i],
             )  # fmt: skip
-            self.stepper.backward(value)
+            self.backward(value)
             figures.append(metrics)
-        return added(figures)
+        return _added(figures)
 
-    def train(
-        self, log: Path | None = None, on_step: Callable[[dict], None] | None = None,
-        checkpoints: Checkpoints | None = None,
-    ) -> list[dict]:  # fmt: skip
-        """Go on to `config.steps` steps; returns a row of figures for each step so far, which `on_step` gets too.
+    def position(self) -> dict:
+        """Everything that drawing and sampling advance."""
+        return {"sampler": self.sampler.state_dict(), "rng": self.rng.bit_generator.state,
+                "generator": self.generator.get_state().tolist()}  # fmt: skip
 
-        With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last
-        whole step, and it is saved.
-        """
-        if checkpoints and not self.history and (saved := checkpoints.load(self.identity())):
-            self.restore(saved)
-        spent, start = self.history[-1]["seconds"] if self.history else 0.0, time.perf_counter()
-        bar = tqdm(
-            total=self.config.steps, initial=len(self.history), desc="RL", mininterval=5, disable=not self.team.main
-        )
-        whole, before = -1, {}
-        try:
-            while len(self.history) < self.config.steps:
-                whole, before = len(self.history), self._position()
-                groups, facts = self.collect()
-                with uninterrupted():
-                    parts = self.update(groups) if facts["groups_kept"] else {}
-                    seconds = spent + time.perf_counter() - start
-                    self.history.append({"step": whole} | facts | parts | {"seconds": seconds})
-                bar.update()
-                if checkpoints and (checkpoints.due(len(self.history)) or len(self.history) == self.config.steps):
-                    self._save(checkpoints)
-                if on_step:
-                    on_step(self.history[-1])
-        except KeyboardInterrupt:
-            if len(self.history) == whole:  # inside a step
-                self._back_to(before)
-            alone = self.team.size == 1  # others may be anywhere in their step
-            stopped(len(self.history), self._save(checkpoints) if checkpoints and alone else None)
-        bar.close()
-        if log and self.team.main:
-            write_csv(log, self.history)
-        return self.history
-
-    # ---- where the loop stands
+    def go_to(self, position: dict) -> None:
+        """Draw and sample from `position` on."""
+        self.sampler.load_state_dict(position["sampler"])
+        self.rng.bit_generator.state = position["rng"]
+        self.generator.set_state(torch.tensor(position["generator"], dtype=torch.uint8))
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint of this loop to fit; the number of steps may grow."""
-        config = {k: v for k, v in asdict(self.config).items() if k != "steps" and not k.startswith("micro")}
-        return {
-            **self.policy.identity(), "stage": "RL",
-            "seed": self.seed, "start": self.start, "processes": self.team.size, "data": self.sampler.state_dict()["labels"],
-            "reward": getattr(self.reward, "func", self.reward).__name__, "question": self.ask(np.random.default_rng(0)),
-            "config": config, "loss": asdict(self.loss),
-        }  # fmt: skip
-
-    def _position(self) -> dict:
-        """Everything that drawing and sampling advances."""
-        return {"sampler": self.sampler.state_dict(), "rng": self.rng.bit_generator.state,
-                "generator": self.generator.get_state()}  # fmt: skip
-
-    def _back_to(self, position: dict) -> None:
-        """Draw and sample from `position` on; drops the gradients of a step that was begun."""
-        self.sampler.load_state_dict(position["sampler"])
-        self.rng.bit_generator.state = position["rng"]
-        self.generator.set_state(position["generator"])
-        self.stepper.forget()
-
-    def state(self) -> State:
-        """What a checkpoint holds; with several processes all of them must ask for it."""
-        tensors = adapter_tensors(self.policy.model) | optimizer_tensors(self.stepper.optimizer)
-        positions = self.team.everyones(self._position())
-        tensors |= {f"generator/{rank}": position.pop("generator") for rank, position in enumerate(positions)}
-        facts = {"positions": positions, "stepper": self.stepper.state(), "history": self.history}
-        return State(len(self.history), tensors, facts, self.identity())
-
-    def _save(self, checkpoints: Checkpoints) -> Path | None:
-        """Write a checkpoint, in the main process."""
-        state = self.state()
-        return checkpoints.save(state) if self.team.main else None
-
-    def restore(self, saved: State) -> None:
-        """Go on as the loop that gave `saved`."""
-        restore_adapter(self.policy.model, saved.tensors)
-        restore_optimizer(self.stepper.optimizer, saved.tensors)
-        self.stepper.restore(saved.facts["stepper"])
-        self.history, rank = saved.facts["history"], self.team.rank
-        self._back_to(saved.facts["positions"][rank] | {"generator": saved.tensors[f"generator/{rank}"]})
+        reward, asked = getattr(self.reward, "func", self.reward).__name__, self.ask(np.random.default_rng(0))
+        run = {"start": self.start, "data": self.sampler.state_dict()["labels"], "loss": asdict(self.loss)}
+        return super().identity() | run | {"reward": reward, "question": asked}
 
 
-def added(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The figures of the parts of a step, added up."""
+def _added(parts: list[dict[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for part in parts:
         total = {k: total.get(k, 0.0) + part.get(k, 0.0) for k in total | part}
     return total
 
 
-def own_images(group: Group, num_anchor: int) -> list[int]:
-    """The image that each rollout of a group was sampled from."""
-    n = len(group.texts)
-    return [group.triplet.anchor] * num_anchor + [group.triplet.positive] * (n - num_anchor)
-
-
 @dataclass
 class Rows:
-    """Rollouts of some groups one below the other. completion_ids, completion_mask (B, C); group, image: B each."""
+    """Rollouts of some groups one below the other: (B, C) ids and mask; the group and the own image of each."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
@@ -340,10 +229,11 @@ class Rows:
     @classmethod
     def of(cls, groups: list[Group], num_anchor: int) -> "Rows":
         """All rows of `groups`."""
-        width = max(g.completion_ids.shape[1] for g in groups)
-        ids, masks = ([widen(getattr(g, k), width, 0) for g in groups] for k in ("completion_ids", "completion_mask"))
-        owners = [g for g in groups for _ in g.texts]
-        return cls(torch.cat(ids), torch.cat(masks), owners, [i for g in groups for i in own_images(g, num_anchor)])
+        ids, masks = ([row for g in groups for row in getattr(g, k)] for k in ("completion_ids", "completion_mask"))
+        owners, own = [g for g in groups for _ in g.texts], []
+        for t, n in ((g.triplet, len(g.texts)) for g in groups):
+            own += [t.anchor] * num_anchor + [t.positive] * (n - num_anchor)
+        return cls(pad_sequence(ids, batch_first=True), pad_sequence(masks, batch_first=True), owners, own)
 
     def pick(self, rows: range) -> "Rows":
         """Some rows, as narrow as their longest completion."""
@@ -358,3 +248,37 @@ class Rows:
         new = [i == 0 or self.own[i] != self.own[i - 1] for i in range(len(self.own))]
         images = [len(s.tokens) if n else 0 for s, n in zip(cache.get(self.own), new)]
         return [a + b for a, b in zip(lengths, images)]
+
+
+def rehearse(loop: Tapo) -> dict[str, float]:
+    """Whether and how fast a step runs on this machine: a rollout and an update with answers of full length.
+
+    Prints and returns the seconds of both, and on a GPU the GiB of its memory that tensors took at most
+    ("allocated") and that PyTorch held ("reserved"). Afterwards the loop is as before, bit for bit. MemoryError,
+    with what to lower, where even one question at a time does not fit.
+    """
+    before, profile, config = loop.state(), loop.policy.profile, loop.config
+    cuda, figures = loop.policy.device.type == "cuda", {}
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(loop.policy.device)
+    try:
+        start = time.perf_counter()
+        groups = loop.roll_out(loop.team.share(loop.sampler.next(config.questions)), profile.max_new_tokens)
+        figures["rollout seconds"] = time.perf_counter() - start
+        loop.update(groups)
+        figures["update seconds"] = time.perf_counter() - start - figures["rollout seconds"]
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(
+            "a step with answers of full length does not fit into memory: lower max_new_tokens, max_pixels or "
+            "rollout_batch of the profile, or questions of its TapoConfig, or take a larger card"
+        ) from error
+    finally:
+        loop.policy.profile, loop.config = profile, config
+        loop.restore(*before)
+    if cuda:
+        figures["allocated GiB"] = torch.cuda.max_memory_allocated(loop.policy.device) / 2**30
+        figures["reserved GiB"] = torch.cuda.max_memory_reserved(loop.policy.device) / 2**30
+    print("a step at full length: " + ", ".join(f"{name} {value:.1f}" for name, value in figures.items()))
+    return figures

@@ -1,64 +1,97 @@
 """Two processes do what one does: the same loss, the same gradients.
 
 `accelerate launch` starts several processes for GPUs by torch.distributed.run, and only one for a CPU; here
-torch.distributed.run starts two for the CPU, and accelerate finds them in the same way.
+torch.distributed.run starts two for the CPU, and accelerate finds them in the same way. They run this file.
 """
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
+from test_checkpoint import PROFILE, SETTING, birds, make_loop
 
-HERE = Path(__file__).parent
+from finer1_lite.loop import Checkpoints
+from finer1_lite.recipes import answer_rows
+from finer1_lite.sft import train_sft
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def run(folder: Path, *launcher: str) -> None:
-    command = [sys.executable, *launcher, str(HERE / "parallel_run.py"), str(folder)]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=600)
+def main(folder: Path, whole: bool) -> None:
+    """A process's share of an RL update on given groups and of two SFT steps; `whole`: also the RL loop."""
+    data, facts = birds(), {}
+    loop = make_loop(data)
+    start = loop.state()
+    loop.generator.manual_seed(0)  # of their own each process draws something else
+    loop.rng = np.random.default_rng(0)
+    groups = loop.roll_out([loop.sampler.next(1)[0] for _ in range(3)])  # the same three in every process
+    for group, rewards in zip(groups, ([0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0])):
+        group.rewards = group.accuracies = torch.tensor(rewards)
+    gradients, parameters = {}, loop.policy.trainable()
+    zero_grad = loop.optimizer.zero_grad
+
+    def look():
+        gradients.update({str(i): p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})
+        zero_grad()
+
+    loop.optimizer.zero_grad = look  # the last thing of a step: the gradients are summed and clipped
+    facts["rl"] = loop.update(loop.team.share(groups))
+    loop.restore(*start)
+
+    rows = answer_rows(data["label"], loop.cache, 0)
+    config = replace(PROFILE.sft_answers, epochs=1, batch_size=5, lr=1e-3)  # 5: shares of unequal size
+    history = train_sft(loop.policy, rows[:10], config, 0, log=folder / "sft.csv")
+    facts["sft"] = [{k: row[k] for k in ("loss", "grad_norm")} for row in history]
+    if whole:
+        for steps in (2, 3):  # the second goes on from the first one's checkpoints
+            again = make_loop(data, setting=replace(SETTING, steps=steps))
+            again.train(folder / "rl.csv", checkpoints=Checkpoints(folder / "checkpoints", every=1))
+        facts["steps"] = [row["step"] for row in again.history]
+    if loop.team.rank == 0:
+        save_file(gradients, folder / "gradients.safetensors")
+        (folder / "facts.json").write_text(json.dumps(facts | {"processes": loop.team.size}))
+
+
+def run(folder: Path, *launcher: str, whole: bool = False) -> tuple[dict, dict]:
+    """The facts and gradients that a run leaves in `folder`."""
+    command = [sys.executable, *launcher, __file__, str(folder), *["whole"] * whole]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "facts.json").read_text()), load_file(folder / "gradients.safetensors")
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The folders of a run with one process and of a run with two."""
-    folder = tmp_path_factory.mktemp("parallel")
-    run(folder / "one")
-    run(folder / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    return folder / "one", folder / "two"
-
-
-def facts(folder: Path) -> dict:
-    return json.loads((folder / "facts.json").read_text())
-
-
-def test_two_processes_took_part(both):
-    assert [facts(f)["processes"] for f in both] == [1, 2]
-
-
-def test_sft_has_the_same_loss_and_gradient_norm(both):
-    one, two = (facts(f)["sft"] for f in both)
-    assert len(one) == len(two) == 2
-    for a, b in zip(one, two):
-        assert b == pytest.approx(a, rel=1e-4)
-
-
-def test_an_update_has_the_same_figures_and_gradients(both):
-    one, two = (facts(f)["rl"] for f in both)
-    assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
-    ours, theirs = (load_file(f / "gradients.safetensors") for f in both)
+def compare(one: dict, two: dict, ours: dict, theirs: dict) -> None:
+    """Figures and gradients of one process and of two."""
+    assert (one["processes"], two["processes"]) == (1, 2) and len(one["sft"]) == len(two["sft"]) == 2
+    for a, b in zip(one["sft"] + [one["rl"]], two["sft"] + [two["rl"]]):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
     assert ours.keys() == theirs.keys() and any(g.abs().max() > 1e-4 for g in ours.values())
     for name in ours:
         assert (ours[name] - theirs[name]).norm() <= 1e-4 * ours[name].norm() + 1e-9
 
 
-def test_the_loop_runs_and_resumes_and_only_one_process_writes(both):
-    for folder in both:
-        assert facts(folder)["steps"] == 3
-        assert len(pd.read_csv(folder / "rl.csv")) == 2
-        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path):
+    (one, ours), (two, theirs) = run(tmp_path / "one"), run(tmp_path / "two", *TWO)
+    compare(one, two, ours, theirs)
+
+
+@pytest.mark.slow
+def test_the_whole_loop_runs_and_resumes_and_only_one_process_writes(tmp_path):
+    for folder, launcher in ((tmp_path / "one", ()), (tmp_path / "two", TWO)):
+        assert run(folder, *launcher, whole=True)[0]["steps"] == [0, 1, 2]
+        assert len(pd.read_csv(folder / "rl.csv")) == 3
+        names = [f"step-00000{step}.safetensors" for step in (2, 3)]
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == names
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] == ["whole"])

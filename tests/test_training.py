@@ -1,34 +1,39 @@
-"""The two loops train for real on the tiny model: every adapter weight moves, the same seed repeats itself."""
+"""The two loops train for real on the tiny model: every adapter weight moves, each feature does what it says."""
 
 import math
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from test_checkpoint import birds, half_right
 
-from finer1_lite.birds.dataset import load_birds
-from finer1_lite.config import get_profile
-from finer1_lite.loop import Checkpoints, Stepper, Team
+from finer1_lite import loop as loop_module
+from finer1_lite.config import TapoConfig, get_profile
+from finer1_lite.loop import FP16_SCALE, Checkpoints, Loop
 from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig, group_advantages
 from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
 from finer1_lite.prompts import ANSWER_INSTRUCTION, THINK_INSTRUCTION, question
-from finer1_lite.recipes import answer_rows, dapo_setting, look_alike_classes
+from finer1_lite.recipes import answer_rows, look_alike_classes
 from finer1_lite.rewards import bare_reward, released_reward
 from finer1_lite.samplers import TripletSampler
-from finer1_lite.sft import answer_loss, epochs_of, gather_gradients, train_sft
-from finer1_lite.tapo import Rows, Tapo, own_images
+from finer1_lite.sft import SFT, answer_loss, epochs_of, train_sft
+from finer1_lite.tapo import Rows, Tapo, rehearse
 
 PROFILE = get_profile("cpu")
-SMALL = replace(PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6, temperature=2.0)
+SMALL = replace(
+    PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6, temperature=2.0
+)
+ANCHOR_ONLY = replace(SMALL, num_anchor=6, num_positive=0)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 1}})["train"].select(range(24))
+    return birds(24)
 
 
 @pytest.fixture(scope="module")
@@ -37,63 +42,43 @@ def cache(data):
     return VisionCache(policy.model, policy.processor, data["image"])
 
 
-def adapter(policy):
-    return {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
+@pytest.fixture(scope="module")
+def rows(data, cache):
+    return answer_rows(data["label"], cache, 0)
 
 
-def half_right(completion: str, label: str) -> dict[str, float]:
-    """A reward with a signal for any policy: does the text have an even number of letters?"""
-    value = float(len(completion) % 2 == 0)
-    return {"overall": value, "accuracy": value, "format": 1.0}
-
-
-def loop(cache, data, loss, config=SMALL, seed=0):
-    policy = load_policy(PROFILE, seed=seed)
+def loop(cache, data, loss, config=SMALL, seed=0, reward=half_right, **changed):
+    policy = load_policy(replace(PROFILE, **changed), seed=seed)
     sampler = TripletSampler(data["label"], look_alike_classes(cache, data["label"]), seed)
-    return Tapo(policy, cache, data["label"], sampler, config, loss, seed, half_right)
+    return Tapo(policy, cache, data["label"], sampler, config, loss, seed, reward)
 
 
-def test_sft_lowers_the_loss_and_moves_every_adapter_weight(cache, data):
+# ---- SFT
+
+
+def test_sft_lowers_the_loss_and_moves_every_adapter_weight_and_no_other(rows):
     policy = load_policy(PROFILE)
-    before, frozen = adapter(policy), {n: p.clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
-    rows = answer_rows(data["label"], cache, 0)
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    trained = {n for n, p in policy.model.named_parameters() if p.requires_grad}
     history = train_sft(policy, rows, replace(PROFILE.sft_answers, epochs=6, batch_size=8), seed=0)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
-    assert [n for n, p in adapter(policy).items() if torch.equal(p, before[n])] == []
-    assert all(torch.equal(p, frozen[n]) for n, p in policy.model.named_parameters() if n in frozen)
+    assert {n for n, p in policy.model.named_parameters() if not torch.equal(p, before[n])} == trained
 
 
-def test_sft_gradients_do_not_depend_on_the_cut_into_micro_batches(cache, data):
-    rows = answer_rows(data["label"], cache, 0)[:8]
+def test_sft_gradients_do_not_depend_on_the_cut_into_micro_batches(rows):
     grads = []
     for size in (8, 3):
-        policy = load_policy(PROFILE)
-        stepper = Stepper(policy.trainable(), torch.optim.AdamW(policy.trainable()), 1.0)
-        gather_gradients(policy, stepper, rows, 8192, Team(), size)
-        grads.append([p.grad for p in policy.trainable()])
+        sft = SFT(load_policy(PROFILE), rows[:8], PROFILE.sft, 0)
+        sft.gather_gradients(rows[:8], size)
+        grads.append([p.grad for p in sft.policy.trainable()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-def test_answer_loss_counts_the_end_token(cache, data):
+def test_answer_loss_counts_the_end_token(rows):
     policy = load_policy(PROFILE)
-    row = answer_rows(data["label"], cache, 0)[:1]
-    _, n = answer_loss(policy, row)
-    assert n == len(policy.processor.tokenizer(row[0][2])["input_ids"]) + 1
-
-
-def test_a_run_that_is_done_is_not_trained_again(cache, data, tmp_path):
-    """Its last step is kept, however rare checkpoints are: what comes after it may be killed too."""
-    rows, config = answer_rows(data["label"], cache, 0)[:4], replace(PROFILE.sft, epochs=1, batch_size=2)
-    first = load_policy(PROFILE)
-    history = train_sft(first, rows, config, 0, checkpoints=Checkpoints(tmp_path / "sft", every=50))
-    again = load_policy(PROFILE)
-    assert train_sft(again, rows, config, 0, checkpoints=Checkpoints(tmp_path / "sft", every=50)) == history
-    assert len(history) == 2 and all(torch.equal(a, b) for a, b in zip(first.trainable(), again.trainable()))
-    one, two = (loop(cache, data, TAPO) for _ in range(2))
-    log = one.train(checkpoints=Checkpoints(tmp_path / "tapo", every=50))
-    assert two.train(checkpoints=Checkpoints(tmp_path / "tapo", every=50)) == log
-    assert all(torch.equal(a, b) for a, b in zip(one.policy.trainable(), two.policy.trainable()))
+    _, n = answer_loss(policy, rows[:1])
+    assert n == len(policy.processor.tokenizer(rows[0][2])["input_ids"]) + 1
 
 
 def test_epochs_use_every_row_once():
@@ -107,48 +92,70 @@ def test_sft_without_rows_says_so():
         train_sft(None, [], PROFILE.sft, 0)
 
 
+def test_a_run_that_is_done_is_not_trained_again_and_its_log_is_a_csv_file(cache, data, rows, tmp_path):
+    """Its last step is kept, however rare checkpoints are: what comes after it may be killed too."""
+    config, policies = replace(PROFILE.sft, epochs=1, batch_size=2), [load_policy(PROFILE) for _ in range(2)]
+    checkpoints = Checkpoints(tmp_path / "sft", every=50)
+    ran, again = (train_sft(p, rows[:4], config, 0, tmp_path / "log.csv", None, checkpoints) for p in policies)
+    assert len(ran) == 2 and ran == again == pd.read_csv(tmp_path / "log.csv").to_dict("records")
+    assert all(torch.equal(a, b) for a, b in zip(*(p.trainable() for p in policies)))
+    loops, checkpoints = [loop(cache, data, TAPO) for _ in range(2)], Checkpoints(tmp_path / "tapo", every=50)
+    ran, again = (rl.train(tmp_path / "log.csv", checkpoints=checkpoints) for rl in loops)
+    assert len(ran) == 2 and ran == again == pd.read_csv(tmp_path / "log.csv").to_dict("records")
+    assert all(torch.equal(a, b) for a, b in zip(*(rl.policy.trainable() for rl in loops)))
+
+
+# ---- RL
+
+
 @pytest.mark.parametrize("loss", [TAPO, DAPO, LossConfig(update_image="own", old_image="own", negative_grad=False)])
 def test_rl_moves_every_adapter_weight(cache, data, loss):
-    setting = replace(SMALL, num_anchor=6, num_positive=0) if loss is DAPO else SMALL
-    rl = loop(cache, data, loss, setting)
-    before = adapter(rl.policy)
+    rl = loop(cache, data, loss, ANCHOR_ONLY if loss is DAPO else SMALL)
+    before = [p.detach().clone() for p in rl.policy.trainable()]
     history = rl.train()
     assert len(history) == 2 and all(row["groups_kept"] for row in history)
     # The first step moves only B (A's gradient is B times something, and B starts at 0); the second moves both.
-    assert [n for n, p in adapter(rl.policy).items() if torch.equal(p, before[n])] == []
-
-
-def test_the_same_seed_trains_the_same_adapter(cache, data):
-    runs = []
-    for _ in range(2):
-        rl = loop(cache, data, TAPO)
-        rl.train()
-        runs.append(adapter(rl.policy))
-    assert all(torch.equal(p, runs[1][n]) for n, p in runs[0].items())
+    assert not any(torch.equal(a, b) for a, b in zip(before, rl.policy.trainable()))
 
 
 def test_groups_pool_anchor_and_positive(cache, data):
-    rl = loop(cache, data, TAPO)
-    group = rl.roll_out(rl.sampler.next(1))[0]
-    t = group.triplet
-    assert own_images(group, 3) == [t.anchor] * 3 + [t.positive] * 3
-    assert len(group.texts) == len(group.rewards) == 6 and group.label == data["label"][t.anchor]
-    assert data["label"][t.positive] == group.label != data["label"][t.negative] and t.positive != t.anchor
+    for config in (SMALL, replace(SMALL, num_anchor=2, num_positive=4)):  # in one batch, in two
+        rl = loop(cache, data, TAPO, config)
+        one, two = rl.roll_out(rl.sampler.next(2))
+        t = one.triplet
+        assert len(one.texts) == len(one.rewards) == 6 and one.label == data["label"][t.anchor]
+        assert data["label"][t.positive] == one.label != data["label"][t.negative] and t.positive != t.anchor
+        rows = Rows.of([one, two], config.num_anchor)
+        assert rows.own[:6] == [t.anchor] * config.num_anchor + [t.positive] * config.num_positive
+        assert rows.groups[5] is one and rows.groups[6] is two
+        ids = [row[mask.bool()] for row, mask in zip(rows.completion_ids, rows.completion_mask)]
+        assert one.texts + two.texts == rl.policy.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def test_groups_without_a_signal_are_dropped_and_others_drawn(cache, data):
+    dull = set(sorted(set(data["label"]))[::2])  # names whose answers are all right
+    reward = lambda text, label: half_right("" if label in dull else text, label)  # noqa: E731
+    rl = loop(cache, data, TAPO, replace(SMALL, max_rounds=20), reward=reward)
+    groups, facts = rl.collect()
+    assert len(groups) == facts["groups_kept"] == 2 < facts["groups_drawn"]
+    assert all(0 < g.accuracies.sum() < 6 and g.label not in dull for g in groups)
+
+
+def test_a_step_without_any_group_changes_nothing_and_is_logged(cache, data):
+    rl = loop(cache, data, TAPO, replace(SMALL, steps=1), reward=lambda *_: half_right("", ""))
+    with pytest.warns(RuntimeWarning, match="dynamic sampling kept 0"):
+        row = rl.train()[0]
+    assert row["groups_kept"] == 0 and "loss" not in row and not rl.optimizer.state
 
 
 def test_at_step_one_the_ratio_is_one_and_the_loss_is_minus_the_mean_advantage(cache, data):
-    setting = replace(SMALL, num_anchor=6, num_positive=0)
-    for aggregation in ("token", "sequence"):
-        rl = loop(cache, data, replace(DAPO, aggregation=aggregation), setting)
-        groups, _ = rl.collect()
-        metrics = rl.update(groups)
-        advantages = torch.cat([group_advantages(g.rewards, 6) for g in groups])
-        lengths = torch.cat([g.completion_mask.sum(-1) for g in groups])
-        # Over sequences the advantages of a group cancel; over tokens the longer completions weigh more.
-        weights = lengths / lengths.sum() if aggregation == "token" else 1 / len(advantages)
-        assert metrics["loss"] == pytest.approx(float(-(advantages * weights).sum()), abs=1e-5)
-        assert metrics["grad_norm"] > 1e-4 and metrics["ratio"] == pytest.approx(1, abs=1e-6)
-    assert abs(metrics["loss"]) < 1e-5
+    rl = loop(cache, data, DAPO, ANCHOR_ONLY)
+    groups, _ = rl.collect()
+    metrics = rl.update(groups)
+    advantages = torch.cat([group_advantages(g.rewards, 6) for g in groups])
+    lengths = torch.cat([g.completion_mask.sum(-1) for g in groups])  # longer completions weigh more
+    assert metrics["loss"] == pytest.approx(float(-(advantages * lengths / lengths.sum()).sum()), abs=1e-5)
+    assert metrics["grad_norm"] > 1e-4 and metrics["ratio"] == pytest.approx(1, abs=1e-6)
 
 
 def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):
@@ -161,42 +168,25 @@ def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):
     assert moved[0] == pytest.approx(moved[1], rel=1e-4)
 
 
-def test_a_micro_batch_is_whole_questions_or_part_of_one(cache, data, monkeypatch):
-    rl = loop(cache, data, TAPO, replace(SMALL, questions=3, micro_batch=4))
-    groups, parts = rl.roll_out(rl.sampler.next(3)), []
-    score = rl.score
-    monkeypatch.setattr(rl, "score", lambda rows: parts.append([id(g) for g in rows.groups]) or score(rows))
-    rl.update(groups)
-    first, second, third = map(id, groups)
-    assert parts == [[first] * 4, [first] * 2, [second] * 4, [second] * 2, [third] * 4, [third] * 2]
-
-
 def test_without_gradients_a_gradient_through_the_negative_keeps_nothing(cache, data):
     own = loop(cache, data, TAPO)
-    groups = own.roll_out(own.sampler.next(1))
-    rows = Rows.of(groups, own.config.num_anchor)
+    rows = Rows.of(own.roll_out(own.sampler.next(1)), own.config.num_anchor)
     assert TAPO.negative_grad and all(t.requires_grad for t in own.score(rows)[::2])
     with torch.no_grad():
         assert not any(t.requires_grad for t in own.score(rows))
 
 
 def test_a_reward_needs_no_format_and_no_decimals(cache, data):
-    own = loop(cache, data, DAPO)
-    own.reward = lambda completion, label: {"overall": len(completion) % 2, "accuracy": len(completion) % 2}
+    reward = lambda text, label: {"overall": len(text) % 2, "accuracy": len(text) % 2}  # noqa: E731
+    own = loop(cache, data, DAPO, reward=reward)
     groups, facts = own.collect()
     assert facts["groups_kept"] and math.isnan(facts["format"]) and math.isfinite(own.update(groups)["loss"])
 
 
 def test_more_processes_than_questions_are_refused_at_once(cache, data, monkeypatch):
-    monkeypatch.setattr("finer1_lite.tapo.Team", lambda: SimpleNamespace(rank=0, size=3))
+    monkeypatch.setattr(loop_module, "Team", lambda: SimpleNamespace(rank=0, size=3))
     with pytest.raises(ValueError, match="3 processes for 2 questions"):
         loop(cache, data, DAPO)
-
-
-def test_dapo_has_as_many_rollouts_as_tapo_and_no_triplet_terms():
-    config, loss = dapo_setting(PROFILE)
-    assert config.num_anchor == PROFILE.tapo.num_anchor + PROFILE.tapo.num_positive and not config.num_positive
-    assert loss.gamma == loss.eta1 == loss.eta2 == 0
 
 
 def test_overlong_shaping_lowers_the_reward_of_long_completions(cache, data):
@@ -212,34 +202,38 @@ def test_overlong_shaping_lowers_the_reward_of_long_completions(cache, data):
 
 def test_no_thinking_rl_and_cls_rl_are_settings_of_the_same_loop(cache, data):
     """GRPO, all rollouts from the anchor; with the bare question and reward, or with the thinking ones."""
-    setting = replace(SMALL, num_anchor=6, num_positive=0, steps=1)
-    policy = load_policy(PROFILE)
     for think, reward in ((False, bare_reward), (True, released_reward)):
-        sampler = TripletSampler(data["label"], look_alike_classes(cache, data["label"]), 0)
-        rl = Tapo(policy, cache, data["label"], sampler, setting, GRPO, 0, reward, partial(question, think=think))
+        rl = loop(cache, data, GRPO, ANCHOR_ONLY, reward=reward)
+        rl.ask = partial(question, think=think)
         groups, _ = rl.collect()
         assert len(groups) == 2  # no group is dropped
         assert all((THINK_INSTRUCTION in g.question) is think for g in groups)
         assert all((ANSWER_INSTRUCTION in g.question) is not think for g in groups)
         assert rl.update(groups)["grad_norm"] >= 0
-        assert rl.identity()["reward"] == reward.__name__
 
 
 def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data):
-    rl = loop(cache, data, TAPO)
-    rl.policy.profile, rl.reward = replace(PROFILE, max_new_tokens=4), released_reward  # no answer is reached
+    rl = loop(cache, data, TAPO, reward=released_reward, max_new_tokens=4)  # no answer is reached
     with pytest.warns(RuntimeWarning, match="most answers have the 4 tokens of max_new_tokens"):
         groups, facts = rl.collect()
     assert not groups and facts["length"] > 3.5
 
 
-def test_in_fp16_a_process_that_has_scaled_nothing_yet_takes_its_step():
-    """Its gradients are those of the other processes."""
+# ---- precision, memory
+
+
+def test_in_fp16_gradients_are_scaled_and_a_process_that_has_scaled_nothing_yet_takes_its_step():
     weight = torch.nn.Parameter(torch.ones(3))
-    stepper = Stepper([weight], torch.optim.SGD([weight], lr=0.1), 1.0, half=True)
-    weight.grad = torch.full((3,), 2.0**10)  # scaled by the others, each 1
-    assert stepper.step(0.0)["grad_norm"] == pytest.approx(3**0.5)
-    assert torch.allclose(weight, 1 - 0.1 / torch.tensor(3.0).sqrt())
+    policy = SimpleNamespace(
+        trainable=lambda: [weight], device=torch.device("cpu"), profile=SimpleNamespace(dtype="float16")
+    )
+    rl = Loop(policy, TapoConfig(lr=0.1, weight_decay=0.0), 1.0, 0)
+    rl.backward(weight.sum() * 2.0**-26)  # would be rounded to 0 in fp16
+    assert weight.grad.half().tolist() == [FP16_SCALE * 2.0**-26] * 3
+    rl = Loop(policy, TapoConfig(lr=0.1, weight_decay=0.0), 1.0, 0)
+    weight.grad = torch.full((3,), FP16_SCALE)  # the other processes' sum, each 1
+    assert rl.step(0.0)["grad_norm"] == pytest.approx(3**0.5)
+    assert torch.allclose(weight, torch.tensor(0.9))
 
 
 @pytest.mark.parametrize("error, full", [
@@ -249,3 +243,43 @@ def test_in_fp16_a_process_that_has_scaled_nothing_yet_takes_its_step():
 ])  # fmt: skip
 def test_full_memory_is_known_by_all_its_names(error, full):
     assert out_of_memory(error) is full
+
+
+def test_a_rehearsal_is_a_step_at_full_length_and_leaves_everything_as_it_was(cache, data, monkeypatch, capsys):
+    config = replace(SMALL, steps=2)
+    straight, rl = (loop(cache, data, TAPO, config, max_new_tokens=24) for _ in range(2))
+    update, seen = rl.update, []
+    monkeypatch.setattr(rl, "update", lambda groups: seen.append((groups, update(groups))) or seen[-1][1])
+    for steps in (0, 1):  # before the first step, when the optimizer knows nothing, and after it
+        rl.steps = straight.steps = steps
+        straight.train()
+        rl.train()
+        (tensors, facts), global_state = rl.state(), torch.get_rng_state()
+        told = rehearse(rl)
+        groups, figures = seen[-1]
+        assert len(groups) == 2 and all((g.completion_mask.sum(-1) == 24).all() for g in groups)
+        assert figures["grad_norm"] > 0  # a real step, which
+        after = rl.state()  # is undone
+        assert after[1] == facts and tensors.keys() == after[0].keys()
+        assert all(torch.equal(t, after[0][name]) for name, t in tensors.items())
+        assert torch.equal(global_state, torch.get_rng_state())
+        assert told.keys() == {"rollout seconds", "update seconds"} and min(told.values()) > 0
+        assert f"rollout seconds {told['rollout seconds']:.1f}" in capsys.readouterr().out
+    rl.steps = straight.steps = 2
+    for row, other in zip(rl.train(), straight.train(), strict=True):
+        assert row | {"seconds": 0} == other | {"seconds": 0}
+    assert all(torch.equal(a, b) for a, b in zip(rl.policy.trainable(), straight.policy.trainable()))
+
+
+def test_a_rehearsal_that_does_not_fit_says_what_to_lower(cache, data):
+    rl = loop(cache, data, TAPO, max_new_tokens=4)
+    before = rl.state()[1]
+
+    def full(module, arguments, keywords):
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    rl.policy.backbone.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.raises(MemoryError, match="max_new_tokens, max_pixels.*rollout_batch.*questions.*larger card"):
+        rehearse(rl)
+    assert rl.state()[1] == before and rl.config == SMALL

@@ -67,10 +67,11 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
 @torch.no_grad()
 def rollout(
     policy: Policy, prompts: list[tuple[str, Seen]], num_generations: int, generator: torch.Generator,
-    temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int | None = None,
+    temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int | None = None, min_new_tokens: int = 0,
 ) -> Rollouts:  # fmt: skip
     """Sample `num_generations` completions of each (question, seen) prompt, in batches that fit.
 
+    min_new_tokens: how many tokens of a completion cannot be the one that ends it.
     A batch that does not fit into memory is sampled again in halves, and the profile's rollout_batch stays so.
     """
     limit = max_new_tokens or policy.profile.max_new_tokens
@@ -85,7 +86,8 @@ def rollout(
                 if generator:
                     generator.set_state(drawn)
                 part = prompts[start : start + per]
-                return _decode(policy, part, num_generations, generator, temperature, top_p, limit)
+                settings = (num_generations, generator, temperature, top_p, limit, min_new_tokens)
+                return _decode(policy, part, *settings)
 
             made, fits = halved_until_it_fits(decode, per, "questions sampled at once (rollout_batch)")
             rows, start = rows + made, start + fits
@@ -96,7 +98,9 @@ def rollout(
     return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
 
 
-def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit) -> list[list[int]]:
+def _decode(
+    policy, prompts, num_generations, generator, temperature, top_p, limit, min_new_tokens
+) -> list[list[int]]:
     """Token ids, end token included, of the completions of one batch of prompts."""
     tokenizer = policy.processor.tokenizer
     now = read_prompts(policy, prompts)
@@ -109,6 +113,8 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
     for count in range(1, limit + 1):
         logits = now.hidden @ policy.head.T
         logits[:, forbidden] = -torch.inf
+        if count <= min_new_tokens:
+            logits[:, tokenizer.eos_token_id] = -torch.inf
         tokens = sample_tokens(logits, temperature, top_p, generator)
         for row, token in zip(alive.tolist(), tokens.tolist()):
             done[row].append(token)
