@@ -33,10 +33,10 @@ from .loop import (
 )  # fmt: skip
 from .losses import chunked_logps
 from .policy.batching import cut, halved_until_it_fits
-from .policy.inputs import IGNORE, Seen, training_batch
+from .policy.inputs import IGNORE, ImageFeatures, training_batch
 from .policy.load import Policy
 
-Row = tuple[str, Seen, str]
+Row = tuple[str, ImageFeatures, str]
 
 
 def answer_loss(policy: Policy, rows: list[Row]) -> tuple[torch.Tensor, int]:

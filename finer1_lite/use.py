@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from .images import SUFFIXES, as_rgb, read_image
-from .policy.inputs import Seen, VisionCache, model_inputs, pad, prompt_ids, tower_at_home
+from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids, tower_on_device
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
@@ -93,7 +93,7 @@ def _classify(policy: Policy, paths: list[Path], prompt: str) -> list[Classified
     return [found[path] for path in paths]
 
 
-def see(policy: Policy, pictures: list[Image.Image]) -> list[Seen]:
+def see(policy: Policy, pictures: list[Image.Image]) -> list[ImageFeatures]:
     """What the vision tower makes of RGB pictures."""
     return VisionCache(policy.model, policy.processor, pictures).get(range(len(pictures)))
 
@@ -138,7 +138,7 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
 
     policy.model.eval()
     writer = Thread(target=write)
-    with tower_at_home(policy.model):
+    with tower_on_device(policy.model):
         writer.start()
         try:
             yield from filter(None, streamer)  # it gives "" while a word is not complete

@@ -36,7 +36,7 @@ from finer1_lite.config import ASSETS
 from finer1_lite.evaluate.answers import METHODS, WITHOUT_CHAIN, Prediction, judge, load_predictions, save_predictions
 from finer1_lite.evaluate.siglip import ENSEMBLE, ONE, Siglip, choose, choose_probe
 from finer1_lite.evaluate.statistics import result_rows
-from finer1_lite.policy.inputs import Seen, VisionCache
+from finer1_lite.policy.inputs import ImageFeatures, VisionCache
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.prompts import bare_question, instructed, make_options
 from finer1_lite.recipes import look_alike_classes, one_per_class
@@ -128,12 +128,12 @@ def few_shot(lab: Seed, asked: list[Question], rows_of: Callable, linear: bool =
 # ---- prompting
 
 
-def ask_base(lab: Seed, prompts: list[str], seen: list[Seen | None]) -> list[str]:
+def ask_base(lab: Seed, prompts: list[str], seen: list[ImageFeatures | None]) -> list[str]:
     """What the base says, greedy."""
     return rollout(lab.base, list(zip(prompts, seen)), 1, generator=None, temperature=0).texts
 
 
-def looks_of(lab: Seed, seen: list[Seen]) -> list[str]:
+def looks_of(lab: Seed, seen: list[ImageFeatures]) -> list[str]:
     """How the base describes pictures: "red crown, brown back, ..."."""
     return [text.strip().rstrip(".") for text in ask_base(lab, [LOOKS_QUESTION] * len(seen), seen)]
 

@@ -21,10 +21,9 @@ from finer1_lite.birds.diet import direct
 from finer1_lite.birds.species import ATTRIBUTES, Species, look_alikes
 from finer1_lite.evaluate.answers import judge
 from finer1_lite.evaluate.siglip import fit_linear
-from finer1_lite.policy.dense import decoding
-from finer1_lite.policy.inputs import Seen, VisionCache, answer_ids, model_inputs, pad, prompt_ids
+from finer1_lite.policy.inputs import ImageFeatures, Prompt, VisionCache, answer_ids, model_inputs, pad, prompt_ids
 from finer1_lite.policy.load import Policy
-from finer1_lite.policy.prefix import Prompt
+from finer1_lite.policy.lora import decoding
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import THINK_INSTRUCTION
@@ -200,7 +199,7 @@ def permutation_test(similarity: torch.Tensor, groups: Sequence[str], draws: int
     return gap, (1 + sum(abs(d) >= abs(gap) for d in dealt)) / (1 + draws)
 
 
-def described(policy: Policy, seen: Sequence[Seen], species: Sequence[Species]) -> tuple[list[float], list[str]]:
+def described(policy: Policy, seen: Sequence[ImageFeatures], species: Sequence[Species]) -> tuple[list[float], list[str]]:
     """Share of the eight attributes that a greedy description of each picture states rightly, and the descriptions."""
     texts = rollout(policy, [("Describe the bird.", s) for s in seen], 1, generator=None, temperature=0).texts
     return [_looks(s, text) for s, text in zip(species, texts)], texts

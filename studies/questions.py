@@ -17,9 +17,9 @@ from datasets import Image as ImageColumn
 
 from finer1_lite.evaluate.answers import fingerprint, judge
 from finer1_lite.images import read_image
-from finer1_lite.policy.dense import decoding
 from finer1_lite.policy.inputs import VisionCache, answer_ids, pad
 from finer1_lite.policy.load import Policy
+from finer1_lite.policy.lora import decoding
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import THINK_INSTRUCTION, instructed

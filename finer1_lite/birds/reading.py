@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..policy.inputs import Seen, training_batch
+from ..policy.inputs import ImageFeatures, training_batch
 from .diet import image_example, text_example
 from .eyes import features, normalise
 from .render import SIZE
@@ -28,7 +28,7 @@ def example_batch(rng, seen: torch.Tensor, n_images: int, n_texts: int, write) -
     images = []
     for i in picks:
         text, answer = image_example(rng, species[i % per])
-        images.append((text, Seen(seen[i].float(), GRID), answer))
+        images.append((text, ImageFeatures(seen[i].float(), GRID), answer))
     texts = [(u, None, a) for u, a in (text_example(rng, write) for _ in range(n_texts))]
     texts.sort(key=lambda row: len(row[2]))
     short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]

@@ -7,10 +7,9 @@ from torch.nn.functional import pad as pad_tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .inputs import Seen, model_inputs, pad, prompt_ids
+from .inputs import Prompt, model_inputs, pad, prompt_ids
 from .load import Policy
 
-Prompt = tuple[str, Seen]
 ROOM = 64  # tokens
 
 
@@ -28,13 +27,9 @@ class Prefix:
         self.cache.batch_select_indices(rows)
         self.hidden, self.mask, self.position = self.hidden[rows], self.mask[rows], self.position[rows]
 
-    def make_room(self) -> None:
-        """From now on the cache grows without copying all of it for each token. Not differentiable."""
-        self.cache = Cache(layers=[RoomyLayer(layer) for layer in self.cache.layers])
-
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values (B, heads, tokens, D) with free room behind them: a new token is written into it."""
+    """Keys and values (B, heads, tokens, D) with free room behind them, so that a new token copies nothing else."""
 
     def __init__(self, filled: DynamicLayer):
         super().__init__()
@@ -43,42 +38,41 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append; returns all keys and values so far, as views of what is kept."""
-        start, news = self.get_seq_length(), (key_states, value_states)
+        start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
-        for i, new in enumerate(news):
+        for i, new in enumerate((key_states, value_states)):
             if end > self.whole[i].shape[-2]:
                 self.whole[i] = pad_tensor(self.whole[i], (0, 0, 0, end - start + ROOM))
             self.whole[i][..., start:end, :] = new
-        return self._look(end)
+        return self._views(end)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only these rows, with their room."""
-        length = self.get_seq_length()
+        length = self.keys.shape[-2]
         self.keys = self.values = None  # else the old rows stay in memory beside the new ones
         for i in range(2):
             self.whole[i] = self.whole[i][indices]
-        self._look(length)
+        self._views(length)
 
-    def _look(self, length: int):
+    def _views(self, length: int):
         self.keys, self.values = (whole[..., :length, :] for whole in self.whole)
         return self.keys, self.values
 
 
 def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:
-    """One forward pass over left-padded (question, seen) prompts."""
-    backbone = policy.backbone
-    ids = [prompt_ids(policy.processor, text, seen) for text, seen in prompts]
+    """One forward pass over left-padded (question, features) prompts."""
+    ids = [prompt_ids(policy.processor, *prompt) for prompt in prompts]
     mask = pad([[1] * len(i) for i in ids], 0, "left")
     padded = pad(ids, policy.processor.tokenizer.pad_token_id, "left")
-    inputs = model_inputs(policy.model, padded, mask, [seen for _, seen in prompts])
-    inputs["position_ids"], position = prompt_positions(backbone, inputs)
+    inputs = model_inputs(policy.model, padded, mask, [features for _, features in prompts])
+    inputs["position_ids"], position = prompt_positions(policy.backbone, inputs)
     cache = DynamicCache(config=policy.model.config.get_text_config())
-    hidden = backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    hidden = policy.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     return Prefix(cache, hidden, inputs["attention_mask"], position)
 
 
 def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """mRoPE positions (3, B, P) of left-padded prompts, and the position (B, 1) at which text goes on.
+    """mRoPE positions (3, B, P) of padded prompts, and the position (B, 1) at which text goes on.
 
     An image makes the latter smaller than the prompt's length.
     """
@@ -93,6 +87,6 @@ def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor
 def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
     """The prompts without repeats, and for each given prompt (B,) which of them it is."""
     first: dict[tuple, int] = {}
-    rows = [first.setdefault((text, id(seen)), len(first)) for text, seen in prompts]
+    rows = [first.setdefault((text, id(features)), len(first)) for text, features in prompts]
     kept = {row: prompt for row, prompt in zip(rows, prompts)}
-    return [kept[row] for row in range(len(first))], torch.tensor(rows)
+    return list(kept.values()), torch.tensor(rows)
