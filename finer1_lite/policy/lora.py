@@ -59,11 +59,11 @@ def matrices(layer: LoraLayer) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def add_products(base: Callable, pairs: list[tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor) -> torch.Tensor:
     """base(x) + x A' B' for each pair (A, B), summed in place; x (..., in)."""
-    rows = x.flatten(0, -2)
-    made = base(rows)
+    made = base(x)
     for down, up in pairs:
-        made = made.addmm_(linear(rows.to(made.dtype), down), up.T)
-    return made.unflatten(0, x.shape[:-1])
+        side = linear(linear(x.to(made.dtype), down), up)
+        made = made + side if made._is_view() else made.add_(side)  # older PyTorch gives a view where there is a bias
+    return made
 
 
 def decoding_forward(module: Module, dense: bool) -> Callable | None:

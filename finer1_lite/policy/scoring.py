@@ -12,7 +12,7 @@ from torch.nn.functional import pad as pad_tensor
 from ..losses import chunked_logps
 from .inputs import Prompt, model_inputs, pad, prompt_ids
 from .load import Policy
-from .prefix import distinct, prompt_positions, read_prompts
+from .rollout import distinct, prompt_positions, read_prompts
 
 
 def completion_logps(
