@@ -23,7 +23,7 @@ from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, pr
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
 from finer1_lite.policy.lora import add_products, decoding
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
-from finer1_lite.policy.scoring import completion_logps, packed_mask
+from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 
 ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What colour is the beak?", "Describe the bird."]
@@ -134,7 +134,8 @@ def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
 
 
 def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, prompts):
-    inputs, labels = training_batch(policy.model, policy.processor, [(*prompts[0], "red crown."), (ASK[1], None, "a")])
+    rows = [(*prompts[0], "red crown."), (ASK[1], None, "a")]
+    inputs, labels = training_batch(policy.model, policy.processor, rows)
     tokenizer, image = policy.processor.tokenizer, policy.model.config.image_token_id
     assert (inputs["input_ids"] == image).sum(-1).tolist() == [len(prompts[0][1].tokens), 0] == [16, 0]
     assert [tokenizer.decode(row[row != IGNORE]) for row in labels] == ["red crown.<|im_end|>", "a<|im_end|>"]
@@ -200,7 +201,7 @@ def test_a_base_on_a_card_has_its_settings(policy, monkeypatch, card, grouped):
 @pytest.mark.parametrize("dense, kind", ((True, linear), (False, add_products)))
 def test_decoding_computes_the_same_and_leaves_the_policy_alone(policy, dense, kind):
     changed = trained(policy, dense_rollout=dense)
-    before, forward = {n: p.clone() for n, p in changed.model.named_parameters()}, {}
+    before = {n: p.clone() for n, p in changed.model.named_parameters()}
     layer = changed.backbone.language_model.layers[0].self_attn.q_proj
     for model in (changed, load_base(changed.profile)):
         with torch.no_grad():
@@ -304,33 +305,24 @@ def test_the_same_seed_samples_the_same_and_nothing_follows_an_end_token(policy,
 
 def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, prompts):
     """The fault is real to the caller: the model raises what CUDA raises while more than 4 rows are decoded."""
-    whole = rollout(load_policy(policy.profile), prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
     tight = load_policy(replace(policy.profile, rollout_batch=8))
 
     def full(module, arguments, keywords):
         if len(keywords["inputs_embeds"]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    handle = tight.backbone.language_model.register_forward_pre_hook(full, with_kwargs=True)
+    tight.backbone.language_model.register_forward_pre_hook(full, with_kwargs=True)
     with pytest.warns(RuntimeWarning, match="rollout_batch.* lowered from 4 to 2"):
         made = rollout(tight, prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
     assert tight.profile.rollout_batch == 4 and len(made.texts) == 8
     assert made.texts[:4] == rollout(tight, prompts[:2], 2, torch.Generator().manual_seed(0), max_new_tokens=8).texts
-    assert whole.completion_ids.shape == made.completion_ids.shape
     with pytest.raises(MemoryError, match="even 1 does not fit"):
         rollout(tight, prompts, 5, torch.Generator().manual_seed(0), max_new_tokens=8)
-    handle.remove()
-
-
-def gradients(policy, logps, weight):
-    policy.model.zero_grad()
-    (logps * weight).sum().backward()
-    return [p.grad.clone() for p in policy.trainable()]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "packed"])
 def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, prompts, checkpointing):
-    """Scoring reads each prompt once; the plain way is one padded row for every completion. Without NF4, so in fp32."""
+    """Scoring reads each prompt once; the plain way is a padded row for every completion. Without NF4, so in fp32."""
     policy = trained(policy, quantize=False, checkpointing=checkpointing)
     prompts = [p for p in prompts for _ in range(3)]
     made = rollout(policy, prompts, 1, torch.Generator().manual_seed(0), max_new_tokens=30)
@@ -340,7 +332,7 @@ def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, pr
     layers = [m for m in policy.backbone.language_model.layers if m.gradient_checkpointing and m.training]
     assert len(layers) == (5 if checkpointing else 0)
     shared = completion_logps(policy, prompts, made.completion_ids, made.completion_mask, temperature=0.7)
-    ours = gradients(policy, shared, weight)
+    ours = torch.autograd.grad((shared * weight).sum(), policy.trainable())
     ids = [prompt_ids(policy.processor, text, f) for text, f in prompts]
     left = pad(ids, policy.processor.tokenizer.pad_token_id, "left")
     left_mask = pad([[1] * len(i) for i in ids], 0, "left")
@@ -348,17 +340,8 @@ def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, pr
     logits = policy.model(**model_inputs(policy.model, whole, mask, [s for _, s in prompts])).logits
     padded = selective_log_softmax(logits[:, left.shape[1] - 1 : -1] / 0.7, made.completion_ids)
     torch.testing.assert_close(shared, padded * made.completion_mask, atol=1e-5, rtol=1e-5)
-    for a, b in zip(ours, gradients(policy, padded, weight)):
+    for a, b in zip(ours, torch.autograd.grad((padded * weight).sum(), policy.trainable())):
         assert (a - b).norm() < 1e-4 * b.norm()
-
-
-def test_packed_completions_do_not_see_each_other():
-    """[prompt p p | a | b b | padding]: who looks at whom, row by row."""
-    mask = packed_mask(torch.tensor([[0, 0, 1, 2, 2, -1]]))[0, 0].long().tolist()
-    assert mask == [
-        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("temperature, top_p", ((1.0, 0.9), (0.5, 0.7), (1.5, 1.0)))

@@ -80,7 +80,7 @@ def decoding_forward(module: Module, dense: bool) -> Callable | None:
         if pairs and weight.dtype == torch.float32:
             weight, pairs = sum(map(module.get_delta_weight, module.active_adapters), weight), []
         base = partial(linear, weight=weight, bias=base.bias)
-    return partial(add_products, base, pairs) if pairs else base
+    return base if dense and not pairs else partial(add_products, base, pairs)
 
 
 @contextmanager
@@ -98,6 +98,6 @@ def decoding(policy):
         yield
     finally:
         for module, forward in swapped:
-            vars(module).pop("forward")
+            vars(module).pop("forward", None)
             if forward:
                 module.forward = forward
