@@ -49,19 +49,20 @@ def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Te
     return add_products(layer.get_base_layer(), matrices(layer), x)
 
 
-def matrices(layer: LoraLayer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A (r, in) and alpha / r * B (out, r) of each active adapter, in the precision that the layer computes in."""
+def matrices(layer: LoraLayer) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """A (r, in), B (out, r) and alpha / r of each active adapter, in the precision that the layer computes in."""
     base, names = layer.get_base_layer(), [] if layer.disable_adapters else layer.active_adapters
     dtype = base.compute_dtype if isinstance(base, Linear4bit) else base.weight.dtype
     down, up, scaling = layer.lora_A, layer.lora_B, layer.scaling
-    return [(down[n].weight.to(dtype), up[n].weight.to(dtype) * scaling[n]) for n in names]
+    return [(down[n].weight.to(dtype), up[n].weight.to(dtype), scaling[n]) for n in names]
 
 
-def add_products(base: Callable, pairs: list[tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor) -> torch.Tensor:
-    """base(x) + x A' B' for each pair (A, B), summed in place; x (..., in)."""
+def add_products(base: Callable, adapters: list[tuple[torch.Tensor, torch.Tensor, float]], x: torch.Tensor):
+    """base(x) + scaling x A' B' for each (A, B, scaling), summed in place; x (..., in) -> (..., out)."""
     made = base(x)
-    for down, up in pairs:
-        side = linear(linear(x.to(made.dtype), down), up)
+    for down, up, scaling in adapters:
+        narrow = linear(x.to(made.dtype), down)
+        side = linear(narrow if scaling == 1 else narrow * scaling, up)
         made = made + side if made._is_view() else made.add_(side)  # older PyTorch gives a view where there is a bias
     return made
 
@@ -74,13 +75,14 @@ def decoding_forward(module: Module, dense: bool) -> Callable | None:
     adapted = isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), Linear)
     if not adapted and not (dense and isinstance(module, Linear4bit)):
         return None
-    base, pairs = (module.get_base_layer(), matrices(module)) if adapted else (module, [])
+    base = module.get_base_layer() if adapted else module
+    adapters = [(down, up * scaling, 1) for down, up, scaling in matrices(module)] if adapted else []
     if dense:
         weight = dequantize_module_weight(base)
-        if pairs and weight.dtype == torch.float32:
-            weight, pairs = sum(map(module.get_delta_weight, module.active_adapters), weight), []
+        if adapters and weight.dtype == torch.float32:
+            weight, adapters = sum(map(module.get_delta_weight, module.active_adapters), weight), []
         base = partial(linear, weight=weight, bias=base.bias)
-    return base if dense and not pairs else partial(add_products, base, pairs)
+    return base if dense and not adapters else partial(add_products, base, adapters)
 
 
 @contextmanager
