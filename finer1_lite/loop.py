@@ -1,6 +1,5 @@
 """What both training loops share: steps, checkpoints, Ctrl-C, several processes."""
 
-import hashlib
 import json
 import math
 import signal
@@ -24,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .files import write_csv, write_whole
-from .policy.load import Policy
+from .policy.load import Policy, digest
 
 MAX_BAD_STEPS = 5  # in a row
 FP16_SCALE = 2.0**10
@@ -116,14 +115,6 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to go on "
                 "with it, or move that folder away. Where only libraries differ, other_versions=True goes on too."
             )
-
-
-def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
-    """A hash of a text and of names and values of tensors of any dtype and device."""
-    made = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        made.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()
 
 
 def adapter_tensors(model) -> dict[str, torch.Tensor]:

@@ -18,10 +18,10 @@ from .config import SFTConfig
 from .logprobs import chunked_logps
 from .loop import Checkpoints, Loop
 from .policy.batching import cut, halved_until_it_fits
-from .policy.inputs import IGNORE, Seen, training_batch
+from .policy.inputs import IGNORE, ImageFeatures, training_batch
 from .policy.load import Policy
 
-Row = tuple[str, Seen, str]
+Row = tuple[str, ImageFeatures | None, str]
 
 
 def train_sft(

@@ -19,13 +19,19 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import TapoConfig
-from .loop import Loop, adapter_tensors, digest
+from .loop import Loop, adapter_tensors
 from .losses import (
-    LossConfig, condition_logps, count_items, group_advantages, keep_groups, overlong_penalty, tapo_loss,
+    LossConfig,
+    condition_logps,
+    count_items,
+    group_advantages,
+    keep_groups,
+    overlong_penalty,
+    tapo_loss,
 )  # fmt: skip
 from .policy.batching import cut_groups, halved_until_it_fits, out_of_memory
 from .policy.inputs import VisionCache
-from .policy.load import Policy
+from .policy.load import Policy, digest
 from .policy.rollout import rollout
 from .policy.scoring import completion_logps
 from .prompts import question

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from .images import SUFFIXES, as_rgb, read_image
-from .policy.inputs import Seen, VisionCache, model_inputs, pad, prompt_ids, tower_at_home
+from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids, tower_on_device
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
@@ -52,7 +52,7 @@ def classify_batches(
     paths, size = images_in(folder), batch_size or policy.profile.eval_batch
     for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
         found, seen = {}, {}
-        with tower_at_home(policy.model):
+        with tower_on_device(policy.model):
             for path in batch:  # one at a time: decoded, a photograph of 12 megapixels takes 36 MB
                 try:
                     seen[path] = see(policy, read_image(path))
@@ -69,7 +69,7 @@ def classify_folder(policy: Policy, folder: str | Path, prompt: str = PROMPT) ->
     return [found for batch in classify_batches(policy, folder, prompt) for found in batch]
 
 
-def see(policy: Policy, picture: Image.Image) -> Seen:
+def see(policy: Policy, picture: Image.Image) -> ImageFeatures:
     """What the vision tower makes of one RGB picture; FloatingPointError where it overflows."""
     return VisionCache(policy.model, policy.processor, [picture]).get([0])[0]
 
@@ -95,7 +95,7 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
     ids = pad([prompt_ids(policy.processor, prompt, seen)], tokenizer.pad_token_id, "left")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     policy.model.eval()
-    with tower_at_home(policy.model), ThreadPoolExecutor(1) as thread:
+    with tower_on_device(policy.model), ThreadPoolExecutor(1) as thread:
         written = thread.submit(
             policy.model.generate, **model_inputs(policy.model, ids, ids.new_ones(ids.shape), [seen]),
             streamer=streamer, max_new_tokens=policy.profile.max_new_tokens, do_sample=False,

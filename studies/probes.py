@@ -15,10 +15,9 @@ from finer1_lite.birds.species import ATTRIBUTES, Species, by_name, look_alikes
 from finer1_lite.cot.quality import read_row
 from finer1_lite.evaluate.answers import Prediction, judge
 from finer1_lite.evaluate.siglip import fit_linear
-from finer1_lite.policy.dense import decoding
-from finer1_lite.policy.inputs import answer_ids, model_inputs, pad, prompt_ids
+from finer1_lite.policy.inputs import Prompt, answer_ids, model_inputs, pad, prompt_ids
 from finer1_lite.policy.load import Policy
-from finer1_lite.policy.prefix import Prompt
+from finer1_lite.policy.lora import decoding
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.policy.scoring import completion_logps
 

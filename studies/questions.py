@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from finer1_lite.evaluate.answers import fingerprint, judge
+from finer1_lite.evaluate.answers import judge
 from finer1_lite.files import read_jsonl, write_jsonl
-from finer1_lite.policy.dense import decoding
 from finer1_lite.policy.inputs import VisionCache, answer_ids, pad
-from finer1_lite.policy.load import Policy
+from finer1_lite.policy.load import Policy, fingerprint
+from finer1_lite.policy.lora import decoding
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import THINK_INSTRUCTION, instructed

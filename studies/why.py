@@ -28,8 +28,16 @@ from finer1_lite.policy.load import Policy
 from finer1_lite.prompts import QUESTIONS
 from finer1_lite.recipes import look_alike_classes
 from studies.looking import VIEWS, views
-from studies.probes import analysis_right, described, folds_of, last_states, linear_probe, recalled, recognised
-from studies.probes import separability
+from studies.probes import (
+    analysis_right,
+    described,
+    folds_of,
+    last_states,
+    linear_probe,
+    recalled,
+    recognised,
+    separability,
+)
 from studies.study import run, seed_of
 
 COUNTS = (4, 2, 2)  # pictures of each species to train, to choose and to test a probe

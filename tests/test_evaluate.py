@@ -14,7 +14,6 @@ from finer1_lite.evaluate.answers import (
     METHODS,
     _batches,
     ask,
-    fingerprint,
     judge,
     load_predictions,
     predict,
@@ -30,7 +29,7 @@ from finer1_lite.evaluate.statistics import (
     table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache, prompt_ids
-from finer1_lite.policy.load import Policy, add_adapter, load_base
+from finer1_lite.policy.load import Policy, add_adapter, fingerprint, load_base
 from finer1_lite.prompts import make_options
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
 

@@ -7,23 +7,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch.nn.functional import linear
+from transformers.integrations import sdpa_attention
 
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.logprobs import selective_log_softmax
-from finer1_lite.policy import dense as dense_module
 from finer1_lite.policy import load as load_module
-from finer1_lite.policy.dense import decoding
+from finer1_lite.policy import lora as lora_module
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
+from finer1_lite.policy.lora import add_products, decoding
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
-from finer1_lite.policy.scoring import completion_logps, packed_mask
+from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 
-ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What does the beak look like?", "Describe the bird."]
+ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What colour is the beak?", "Describe the bird."]
+IDS = torch.arange(40).view(2, 20)
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +46,34 @@ def cache(policy, images):
 
 
 @pytest.fixture(scope="module")
+def prompts(cache):
+    return list(zip(ASK, cache.get(range(4))))
+
+
+@pytest.fixture(scope="module")
 def plain(policy, images):
     """The library's own inputs for the same questions: pixels, left-padded."""
-    chats = [
-        policy.processor.apply_chat_template(messages(q), tokenize=False, add_generation_prompt=True) for q in ASK
-    ]
-    return policy.processor(text=chats, images=images, padding=True, padding_side="left", return_tensors="pt")
+    processor = policy.processor
+    chats = [processor.apply_chat_template(messages(q), tokenize=False, add_generation_prompt=True) for q in ASK]
+    return processor(text=chats, images=images, padding=True, padding_side="left", return_tensors="pt")
 
 
-def test_cached_features_give_the_same_logits_as_pixels(policy, cache, plain):
-    ours, _ = training_batch(policy.model, policy.processor, list(zip(ASK, cache.get(range(4)), ["a"] * 4)))
+def trained(policy, scale=0.05, **changed):
+    """A policy as if it were trained: its adapter changes something."""
+    other = load_policy(replace(policy.profile, **changed), seed=3)
+    generator = torch.Generator().manual_seed(1)
+    for name, p in other.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, 0, scale, generator=generator)
+    return other
+
+
+def states(policy):
+    return policy.backbone(input_ids=IDS).last_hidden_state
+
+
+def test_cached_features_give_the_same_logits_as_pixels(policy, prompts, plain):
+    ours, _ = training_batch(policy.model, policy.processor, [(*prompt, "a") for prompt in prompts])
     with torch.no_grad():
         expected, got = policy.model(**plain).logits, policy.model(**ours).logits
     for row in range(4):
@@ -59,312 +81,24 @@ def test_cached_features_give_the_same_logits_as_pixels(policy, cache, plain):
         torch.testing.assert_close(got[row, :n], expected[row, -n:], atol=2e-4, rtol=1e-4)
 
 
-def test_every_image_is_encoded_once(policy, images):
+def test_every_image_is_encoded_once_and_a_full_cache_forgets_the_oldest(policy, images):
     cache = VisionCache(policy.model, policy.processor, images)
-    cache.get([0, 1, 1, 2])
+    first = [f.tokens for f in cache.get([0, 1, 1, 2])]
     cache.get([2, 0, 3])
     assert cache.patches_encoded == 4 * 64
-
-
-def test_greedy_rollout_is_what_generate_gives(policy, cache, plain):
-    generated = policy.model.generate(
-        **plain, do_sample=False, max_new_tokens=60, bad_words_ids=[[i] for i in forbidden_ids(policy.model)]
-    )
-    texts = policy.processor.batch_decode(generated[:, plain["input_ids"].shape[1] :], skip_special_tokens=True)
-    ours = rollout(policy, list(zip(ASK, cache.get(range(4)))), 1, None, temperature=0, max_new_tokens=60)
-    assert ours.texts == texts
-    assert len(set(texts)) > 1
-
-
-def test_plain_matrices_decode_like_the_packed_ones_and_leave_them_alone(policy):
-    changed = load_policy(policy.profile, seed=3)
-    with torch.no_grad():
-        for name, p in changed.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-    ids = torch.arange(40).view(2, 20)
-    before = {n: p.clone() for n, p in changed.model.named_parameters()}
-    for model in (changed, load_base(policy.profile)):
-        with torch.no_grad():
-            packed = model.backbone(input_ids=ids).last_hidden_state
-            with decoding(model):
-                layers = model.backbone.language_model.layers.named_modules()
-                kinds = {type(m).__name__ for n, m in layers if n.endswith("_proj")}
-                plain = model.backbone(input_ids=ids).last_hidden_state
-            again = model.backbone(input_ids=ids).last_hidden_state
-        assert kinds == {"Linear"} and torch.equal(packed, again)
-        torch.testing.assert_close(plain, packed, atol=1e-4, rtol=1e-4)
-    after = dict(changed.model.named_parameters())
-    assert after.keys() == before.keys() and all(torch.equal(after[n], p) for n, p in before.items())
-    assert all(after[n].requires_grad == ("lora" in n) for n in after)
-
-
-def test_lean_adapters_decode_like_pefts(policy):
-    lean = load_policy(replace(policy.profile, dense_rollout=False), seed=3)
-    with torch.no_grad():
-        for name, p in lean.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-        ids = torch.arange(40).view(2, 20)
-        whole = lean.backbone(input_ids=ids).last_hidden_state
-        with decoding(lean):
-            layers = lean.backbone.language_model.layers.named_modules()
-            assert {type(m).__name__ for n, m in layers if n.endswith("_proj")} == {"LeanLinear"}
-            light = lean.backbone(input_ids=ids).last_hidden_state
-        with lean.model.disable_adapter(), decoding(lean):
-            without = lean.backbone(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(light, whole, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(without, load_base(lean.profile).backbone(input_ids=ids).last_hidden_state)
-    assert (whole - without).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("quantize", (True, False))
-def test_adapters_give_pefts_bits_and_gradients_in_fewer_passes(policy, quantize):
-    """Outputs and gradients are equal, not close; less is kept for the way back."""
-    own = load_policy(replace(policy.profile, quantize=quantize), seed=3)
-    with torch.no_grad():
-        for name, p in own.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-    layers = [m for m in own.model.modules() if isinstance(m, LoraLayer)]
-    found = []
-    for _ in range(2):
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-            states = own.backbone(input_ids=torch.arange(40).view(2, 20)).last_hidden_state
-        states.pow(2).sum().backward()
-        found.append(([states.detach(), *(p.grad.clone() for p in own.trainable())], sum(kept)))
-        own.model.zero_grad()
-        for layer in layers:  # the second time, what PEFT itself does
-            vars(layer).pop("forward", None)
-    (ours, our_size), (pefts, their_size) = found
-    assert len(layers) == 35 and all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
-    assert our_size <= their_size
-    assert all(g.abs().max() > 0 for g in ours)
-
-
-@pytest.mark.parametrize("dense", (True, False))
-def test_in_16_bits_rollouts_come_from_the_policy_that_is_scored(policy, dense):
-    """A matrix of bfloat16 with the adapter added to it would be rounded, and be another policy."""
-    own = load_policy(replace(policy.profile, dtype="bfloat16", dense_rollout=dense), seed=3)
-    for name, p in own.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, 0, 1e-3, generator=torch.Generator().manual_seed(1))
-    ids = torch.arange(40).view(2, 20)
-    with torch.no_grad():
-        scored = own.backbone(input_ids=ids).last_hidden_state
-        with decoding(own):
-            rolled = own.backbone(input_ids=ids).last_hidden_state
-        with own.model.disable_adapter():
-            assert not torch.equal(scored, own.backbone(input_ids=ids).last_hidden_state)
-    assert torch.equal(rolled, scored)
-
-
-def test_in_16_bits_adapters_compute_as_under_autocast(policy):
-    """Close to PEFT's fp32 adapters on the same base; gradients arrive in fp32, and less is kept for them."""
-    own, found = load_policy(replace(policy.profile, dtype="bfloat16"), seed=3), []
-    for name, p in own.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, 0, 0.05, generator=torch.Generator().manual_seed(1))
-    for _ in range(2):
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
-            states = own.backbone(input_ids=torch.arange(40).view(2, 20)).last_hidden_state
-        states.float().pow(2).sum().backward()
-        found.append((states.detach().float(), torch.cat([p.grad.flatten() for p in own.trainable()]), sum(kept)))
-        own.model.zero_grad()
-        for layer in own.model.modules():
-            if isinstance(layer, LoraLayer):
-                vars(layer).pop("forward", None)
-    (states, gradient, size), (pefts, their_gradient, their_size) = found
-    assert gradient.dtype == torch.float32 and size < 0.9 * their_size
-    assert torch.cosine_similarity(states.flatten(), pefts.flatten(), 0) > 0.999
-    assert torch.cosine_similarity(gradient, their_gradient, 0) > 0.99
-
-
-def test_on_a_gpu_attention_does_without_cudnn_and_fp16_sums():
-    cuda = torch.backends.cuda
-    before = cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction
-    try:
-        suit_the_card("cpu")
-        assert (cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction) == before
-        suit_the_card("cuda")
-        assert not cuda.cudnn_sdp_enabled() and not cuda.matmul.allow_fp16_reduced_precision_reduction
-    finally:
-        cuda.enable_cudnn_sdp(before[0])
-        cuda.matmul.allow_fp16_reduced_precision_reduction = before[1]
-
-
-@pytest.mark.parametrize("card, grouped", [((7, 5), False), ((8, 9), True)])
-def test_only_cards_without_flash_attention_pack_heads_themselves(monkeypatch, card, grouped):
-    from transformers.integrations import sdpa_attention
-
-    key = torch.zeros(1, 2, 3, 128)
-    before = sdpa_attention.use_gqa_in_sdpa
-    assert before(None, key, key)
-    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
-    for name, value in (("is_available", True), ("get_device_capability", card)):
-        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    suited = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
-    suit_the_card("cuda")
-    torch.backends.cuda.enable_cudnn_sdp(suited[0])
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = suited[1]
-    assert sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
-
-
-def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
-    """Each of a 3B takes 2.5 GiB of a machine's memory; they are frozen, so one is enough."""
-    profile = replace(policy.profile, offload_tower=True)
-    one, two = load_policy(profile), load_policy(profile)
-    assert one.backbone.visual is two.backbone.visual is not load_base(policy.profile).backbone.visual
-    made = VisionCache(two.model, two.processor, images).get([1])[0]
-    assert torch.equal(made.tokens, cache.get([1])[0].tokens)
-    where = weakref.ref(one.backbone.visual)
-    del one, two, made
-    gc.collect()
-    assert where() is None  # and nothing else holds it
+    small = VisionCache(policy.model, policy.processor, images, max_bytes=2 * 16 * 128 * 4)  # two images
+    small.get([0, 1, 2]), small.get([2]), small.get([1])
+    assert small.bytes == 2 * 16 * 128 * 4 and small.patches_encoded == 3 * 64
+    again = small.get([0])[0].tokens
+    assert small.patches_encoded == 4 * 64 and torch.allclose(again, first[0], atol=1e-5)
 
 
 def test_pictures_of_many_sizes_are_encoded_as_one_by_one(policy, images):
     mixed = [images[0], images[1].resize((300, 200)), images[2].convert("L"), images[3]]
     together = VisionCache(policy.model, policy.processor, mixed).get(range(4))
-    for i, seen in enumerate(together):
+    for i, features in enumerate(together):
         alone = VisionCache(policy.model, policy.processor, mixed).get([i])[0]
-        assert torch.equal(alone.grid, seen.grid) and torch.allclose(alone.tokens, seen.tokens, atol=1e-4)
-
-
-def test_every_loaded_base_has_asked_for_the_cards_settings(policy, monkeypatch):
-    asked = []
-    monkeypatch.setattr(load_module, "suit_the_card", asked.append)
-    load_base(policy.profile)
-    assert asked == ["cpu"]
-
-
-@pytest.mark.parametrize("dense", (True, False))
-def test_a_rollout_that_stops_while_it_begins_leaves_the_policy_whole(policy, monkeypatch, dense):
-    own = load_policy(replace(policy.profile, dense_rollout=dense), seed=3)
-    before = [type(m) for m in own.model.modules()]
-    made = []
-
-    def stop(*_):
-        made.append(1)
-        if len(made) == 6:
-            raise KeyboardInterrupt
-        return torch.nn.Identity()
-
-    monkeypatch.setattr(dense_module, "plain_linear" if dense else "LeanLinear", stop)
-    with pytest.raises(KeyboardInterrupt), decoding(own):
-        raise AssertionError("it should not come this far")
-    assert [type(m) for m in own.model.modules()] == before and len(own.trainable()) == 70
-
-
-@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}))
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, kind):
-    base = load_base(policy.profile)
-    get_peft_model(base.model, LoraConfig(r=4, target_modules=LORA_TARGETS, **kind)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="not plain LoRA"):
-        load_policy(policy.profile, tmp_path)
-
-
-def test_repeated_prompts_give_rows_side_by_side(policy, cache):
-    prompts = list(zip(ASK, cache.get(range(4))))
-    one = rollout(policy, prompts, 1, None, temperature=0, max_new_tokens=40).texts
-    three = rollout(policy, prompts, 3, None, temperature=0, max_new_tokens=40).texts
-    assert three == [t for t in one for _ in range(3)]
-
-
-def test_the_same_seed_samples_the_same_texts(policy, cache):
-    def sample(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return rollout(policy, list(zip(ASK, cache.get(range(4)))), 4, generator, 1.5, 0.99, 30).texts
-
-    assert sample(1) == sample(1) != sample(2)
-
-
-def test_masks_end_with_the_end_token_and_nothing_follows(policy, cache):
-    generator = torch.Generator().manual_seed(0)
-    made = rollout(policy, list(zip(ASK, cache.get(range(4)))), 5, generator, max_new_tokens=25)
-    eos = policy.processor.tokenizer.eos_token_id
-    for ids, mask in zip(made.completion_ids, made.completion_mask):
-        n = int(mask.sum())
-        assert mask[:n].all() and not mask[n:].any()
-        assert eos not in ids[: n - 1] and (ids[n - 1] == eos or n == 25)
-
-
-def test_scores_are_the_log_probs_of_the_plain_model(policy, cache, images):
-    prompts = list(zip(ASK, cache.get(range(4))))
-    generator = torch.Generator().manual_seed(0)
-    made = rollout(policy, prompts, 2, generator, max_new_tokens=30)
-    doubled = [p for p in prompts for _ in range(2)]
-    scored = completion_logps(policy, doubled, made.completion_ids, made.completion_mask).detach()
-    assert not scored[made.completion_mask == 0].any()
-    for row in (0, 3, 6):
-        n = int(made.completion_mask[row].sum())
-        text = policy.processor.apply_chat_template(messages(ASK[row // 2]), tokenize=False, add_generation_prompt=True)
-        inputs = policy.processor(text=[text], images=[images[row // 2]], return_tensors="pt")
-        completion = made.completion_ids[row : row + 1, :n]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], completion], 1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(completion)], 1)
-        with torch.no_grad():
-            logits = policy.model(**inputs).logits[:, -n - 1 : -1]
-        torch.testing.assert_close(scored[row, :n], selective_log_softmax(logits, completion)[0], atol=2e-4, rtol=1e-4)
-
-
-def gradients(policy, logps, weight):
-    policy.model.zero_grad()
-    (logps * weight).sum().backward()
-    return [p.grad.clone() for p in policy.trainable()]
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "packed"])
-def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, cache, checkpointing):
-    """Scoring reads each prompt once; the plain way is one padded row for every completion.
-
-    In fp32 without NF4: bitsandbytes' kernels for the CPU compute in bfloat16 where no gradient is asked for.
-    """
-    policy = load_policy(replace(policy.profile, quantize=False, checkpointing=checkpointing), seed=3)
-    with torch.no_grad():
-        for name, p in policy.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
-    prompts = [p for p in zip(ASK, cache.get(range(4))) for _ in range(3)]
-    made = rollout(policy, prompts, 1, torch.Generator().manual_seed(0), max_new_tokens=30)
-    made.completion_mask[4, 1:], made.completion_mask[5, 7:] = 0, 0  # one token only; a short one
-    weight = torch.randn(made.completion_mask.shape, generator=torch.Generator().manual_seed(1)) * made.completion_mask
-    policy.scoring_mode()
-    layers = [m for m in policy.backbone.language_model.layers if m.gradient_checkpointing and m.training]
-    assert len(layers) == (5 if checkpointing else 0)
-    shared = completion_logps(policy, prompts, made.completion_ids, made.completion_mask)
-    ours = gradients(policy, shared, weight)
-    ids = [prompt_ids(policy.processor, text, seen) for text, seen in prompts]
-    left, left_mask = pad(ids, policy.processor.tokenizer.pad_token_id, "left"), pad([[1] * len(i) for i in ids], 0, "left")
-    whole, mask = torch.cat([left, made.completion_ids], 1), torch.cat([left_mask, made.completion_mask], 1)
-    logits = policy.model(**model_inputs(policy.model, whole, mask, [s for _, s in prompts])).logits
-    padded = selective_log_softmax(logits[:, left.shape[1] - 1 : -1], made.completion_ids)
-    torch.testing.assert_close(shared, padded * made.completion_mask, atol=1e-5, rtol=1e-5)
-    for a, b in zip(ours, gradients(policy, padded, weight)):
-        assert (a - b).norm() < 1e-4 * b.norm()
-
-
-def test_packed_completions_do_not_see_each_other():
-    """[prompt p p | a | b b | padding]: who looks at whom, row by row."""
-    mask = packed_mask(torch.tensor([[0, 0, 1, 2, 2, -1]]))[0, 0].long().tolist()
-    assert mask == [
-        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]  # fmt: skip
-
-
-def test_a_full_cache_forgets_the_oldest_and_encodes_it_again(policy, images):
-    small = VisionCache(policy.model, policy.processor, images, max_bytes=2 * 16 * 128 * 4)  # two images
-    first = [s.tokens.clone() for s in small.get([0, 1, 2])]
-    assert small.bytes == 2 * 16 * 128 * 4 and small.patches_encoded == 3 * 64
-    small.get([2]), small.get([1])
-    assert small.patches_encoded == 3 * 64
-    again = small.get([0])[0].tokens
-    assert small.patches_encoded == 4 * 64 and torch.equal(again, first[0])
+        assert torch.equal(alone.grid, features.grid) and torch.allclose(alone.tokens, features.tokens, atol=1e-4)
 
 
 def test_features_that_overflow_half_precision_name_the_image(policy, images):
@@ -386,38 +120,29 @@ def test_the_tower_goes_back_to_where_it_waits_after_an_error_too(policy, images
     assert went == [policy.device, cache.vision.device] and len(went) == 2
 
 
-def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, cache):
-    """The fault is real to the caller: the model raises what CUDA raises while more than 4 rows are decoded."""
-    prompts = list(zip(ASK, cache.get(range(4))))
-    whole = rollout(load_policy(policy.profile), prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
-    tight = load_policy(replace(policy.profile, rollout_batch=8))
-
-    def full(module, arguments, keywords):
-        if keywords["input_ids"] is not None and len(keywords["input_ids"]) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    handle = tight.backbone.register_forward_pre_hook(full, with_kwargs=True)
-    with pytest.warns(RuntimeWarning, match="rollout_batch.* lowered from 4 to 2"):
-        made = rollout(tight, prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
-    assert tight.profile.rollout_batch == 4 and len(made.texts) == 8
-    assert made.texts[:4] == rollout(tight, prompts[:2], 2, torch.Generator().manual_seed(0), max_new_tokens=8).texts
-    assert whole.completion_ids.shape == made.completion_ids.shape
-    with pytest.raises(MemoryError, match="even 1 does not fit"):
-        rollout(tight, prompts, 5, torch.Generator().manual_seed(0), max_new_tokens=8)
-    handle.remove()
+def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
+    """Each of a 3B takes 2.5 GiB of a machine's memory; they are frozen, so one is enough."""
+    profile = replace(policy.profile, offload_tower=True)
+    one, two = load_policy(profile), load_policy(profile)
+    assert one.backbone.visual is two.backbone.visual is not load_base(policy.profile).backbone.visual
+    made = VisionCache(two.model, two.processor, images).get([1])[0]
+    assert torch.equal(made.tokens, cache.get([1])[0].tokens)
+    where = weakref.ref(one.backbone.visual)
+    del one, two, made
+    gc.collect()
+    assert where() is None  # and nothing else holds it
 
 
-def test_only_answers_are_labelled_and_the_end_token_is(policy, cache):
-    rows = [(ASK[0], cache.get([0])[0], "red crown."), (ASK[1], None, "a")]
+def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, prompts):
+    rows = [(*prompts[0], "red crown."), (ASK[1], None, "a")]
     inputs, labels = training_batch(policy.model, policy.processor, rows)
-    tokenizer = policy.processor.tokenizer
+    tokenizer, image = policy.processor.tokenizer, policy.model.config.image_token_id
+    assert (inputs["input_ids"] == image).sum(-1).tolist() == [len(prompts[0][1].tokens), 0] == [16, 0]
     assert [tokenizer.decode(row[row != IGNORE]) for row in labels] == ["red crown.<|im_end|>", "a<|im_end|>"]
     assert (inputs["input_ids"][labels != IGNORE] == labels[labels != IGNORE]).all()
 
 
 def test_nf4_spares_the_vision_tower_and_the_head_and_lora_spares_the_tower(policy):
-    from bitsandbytes.nn import Linear4bit
-
     names = [n for n, m in policy.model.named_modules() if isinstance(m, Linear4bit)]
     assert len(names) == 7 * 5 and all("language_model" in n for n in names)
     # Where the CPU has AVX512-BF16, bitsandbytes would pack the weights for a bfloat16 kernel without gradients.
@@ -426,18 +151,12 @@ def test_nf4_spares_the_vision_tower_and_the_head_and_lora_spares_the_tower(poli
     assert len(trained) == 2 * 7 * 5 and all("lora" in n and "language_model" in n for n in trained)
 
 
-def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, cache, tmp_path):
-    prompts = list(zip(ASK, cache.get(range(4))))
-
+def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, prompts, tmp_path):
     def greedy(p):
         return rollout(p, prompts, 1, None, temperature=0, max_new_tokens=30).texts
 
     assert greedy(load_base(policy.profile)) == greedy(policy)
-    changed = load_policy(policy.profile, seed=3)
-    with torch.no_grad():
-        for name, p in changed.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    changed = trained(policy, 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # peft warns with a path of this machine if it has to guess
         changed.save(tmp_path / "a")
@@ -446,27 +165,193 @@ def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, cach
         load_policy(policy.profile, tmp_path / "nothing")
 
 
-def test_sampling_respects_temperature_and_nucleus():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    generator = torch.Generator().manual_seed(0)
-
-    def share(temperature, top_p):
-        return torch.bincount(sample_tokens(logits, temperature, top_p, generator), minlength=4) / 4000
-
-    torch.testing.assert_close(share(1.0, 1.0), torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03, rtol=0)
-    torch.testing.assert_close(share(1.0, 0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03, rtol=0)
-    assert share(0, 1.0)[0] == 1
-    assert share(0.5, 1.0)[0] > 0.6
+@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, kind):
+    base = load_base(policy.profile)
+    get_peft_model(base.model, LoraConfig(r=4, target_modules=LORA_TARGETS, **kind)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not plain LoRA"):
+        load_policy(policy.profile, tmp_path)
 
 
-def test_the_nucleus_is_drawn_as_if_it_were_sorted():
+@pytest.mark.parametrize("card, grouped", [((7, 5), False), ((8, 9), True)])
+def test_a_base_on_a_card_has_its_settings(policy, monkeypatch, card, grouped):
+    """No attention of cuDNN, no sums in fp16; only cards without flash attention pack heads themselves."""
+    cuda, asked = torch.backends.cuda, []
+    key, before = torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa
+    switches = cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
+    for name, value in (("is_available", True), ("get_device_capability", card)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    try:
+        suit_the_card("cpu")
+        assert (cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction) == switches
+        suit_the_card("cuda")
+        assert not cuda.cudnn_sdp_enabled() and not cuda.matmul.allow_fp16_reduced_precision_reduction
+        assert before(None, key, key) and sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
+    finally:
+        cuda.enable_cudnn_sdp(switches[0])
+        cuda.matmul.allow_fp16_reduced_precision_reduction = switches[1]
+    monkeypatch.undo()
+    monkeypatch.setattr(load_module, "suit_the_card", asked.append)
+    load_base(policy.profile)
+    assert asked == ["cpu"]
+
+
+@pytest.mark.parametrize("dense, kind", ((True, linear), (False, add_products)))
+def test_decoding_computes_the_same_and_leaves_the_policy_alone(policy, dense, kind):
+    changed = trained(policy, dense_rollout=dense)
+    before = {n: p.clone() for n, p in changed.model.named_parameters()}
+    layer = changed.backbone.language_model.layers[0].self_attn.q_proj
+    for model in (changed, load_base(changed.profile)):
+        with torch.no_grad():
+            whole, forward = states(model), [vars(m).get("forward") for m in model.model.modules()]
+            with decoding(model):
+                light = states(model)
+                assert model is not changed or layer.forward.func is kind
+            assert [vars(m).get("forward") for m in model.model.modules()] == forward
+            assert torch.equal(whole, states(model))
+        torch.testing.assert_close(light, whole, atol=1e-4, rtol=1e-4)
+    with torch.no_grad(), changed.model.disable_adapter(), decoding(changed):
+        torch.testing.assert_close(states(changed), whole, atol=1e-4, rtol=1e-4)  # the base's
+    after = dict(changed.model.named_parameters())
+    assert after.keys() == before.keys() and all(torch.equal(after[n], p) for n, p in before.items())
+    assert all(after[n].requires_grad == ("lora" in n) for n in after)
+
+
+@pytest.mark.parametrize("quantize", (True, False))
+def test_adapters_give_pefts_bits_and_gradients_in_fewer_passes(policy, quantize):
+    """Outputs and gradients are equal, not close; less is kept for the way back."""
+    (ours, our_size), (pefts, their_size) = ours_and_pefts(trained(policy, quantize=quantize))
+    assert len(ours) == 71 and all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
+    assert our_size <= their_size
+    assert all(g.abs().max() > 0 for g in ours)
+
+
+def test_in_16_bits_adapters_compute_as_under_autocast(policy):
+    """Close to PEFT's fp32 adapters on the same base; gradients arrive in fp32, and less is kept for them."""
+    (ours, size), (pefts, their_size) = ours_and_pefts(trained(policy, dtype="bfloat16"))
+    gradient, theirs = (torch.cat([g.flatten() for g in made[1:]]) for made in (ours, pefts))
+    assert gradient.dtype == torch.float32 and size < 0.9 * their_size
+    assert torch.cosine_similarity(ours[0].float().flatten(), pefts[0].float().flatten(), 0) > 0.999
+    assert torch.cosine_similarity(gradient, theirs, 0) > 0.99
+
+
+def ours_and_pefts(policy):
+    """Hidden states with all gradients, and the bytes kept for them: by our forward of adapters, and by PEFT's."""
+    found = []
+    for _ in range(2):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+            made = states(policy)
+        policy.model.zero_grad()
+        made.float().pow(2).sum().backward()
+        found.append(([made.detach(), *(p.grad.clone() for p in policy.trainable())], sum(kept)))
+        for layer in policy.model.modules():
+            if isinstance(layer, LoraLayer):
+                vars(layer).pop("forward", None)
+    return found
+
+
+@pytest.mark.parametrize("dense", (True, False))
+def test_in_16_bits_rollouts_come_from_the_policy_that_is_scored(policy, dense):
+    """A matrix of bfloat16 with the adapter added to it would be rounded, and be another policy."""
+    own = trained(policy, 1e-3, dtype="bfloat16", dense_rollout=dense)
+    with torch.no_grad():
+        scored = states(own)
+        with decoding(own):
+            rolled = states(own)
+        with own.model.disable_adapter():
+            assert not torch.equal(scored, states(own))
+    assert torch.equal(rolled, scored)
+
+
+def test_a_rollout_that_stops_while_it_begins_leaves_the_policy_whole(policy, monkeypatch):
+    before, made = [vars(m).get("forward") for m in policy.model.modules()], []
+
+    def stop(*_):
+        made.append(1)
+        if len(made) == 6:
+            raise KeyboardInterrupt
+        return print
+
+    monkeypatch.setattr(lora_module, "decoding_forward", stop)
+    with pytest.raises(KeyboardInterrupt), decoding(policy):
+        raise AssertionError("it should not come this far")
+    assert [vars(m).get("forward") for m in policy.model.modules()] == before
+
+
+def test_greedy_rollout_is_what_generate_gives_side_by_side(policy, prompts, plain):
+    generated = policy.model.generate(
+        **plain, do_sample=False, max_new_tokens=60, bad_words_ids=[[i] for i in forbidden_ids(policy.model)]
+    )
+    texts = policy.processor.batch_decode(generated[:, plain["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert rollout(policy, prompts, 1, None, temperature=0, max_new_tokens=60).texts == texts and len(set(texts)) > 1
+    three = rollout(policy, prompts, 3, None, temperature=0, max_new_tokens=60).texts
+    assert three == [t for t in texts for _ in range(3)]
+
+
+def test_the_same_seed_samples_the_same_and_nothing_follows_an_end_token(policy, prompts):
+    def sample(seed):
+        return rollout(policy, prompts, 5, torch.Generator().manual_seed(seed), 1.5, 0.99, 25)
+
+    made, eos = sample(1), policy.processor.tokenizer.eos_token_id
+    assert made.texts == sample(1).texts != sample(2).texts
+    for ids, mask in zip(made.completion_ids, made.completion_mask):
+        n = int(mask.sum())
+        assert mask[:n].all() and not mask[n:].any()
+        assert eos not in ids[: n - 1] and (ids[n - 1] == eos or n == 25)
+
+
+def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, prompts):
+    """The fault is real to the caller: the model raises what CUDA raises while more than 4 rows are decoded."""
+    tight = load_policy(replace(policy.profile, rollout_batch=8))
+
+    def full(module, arguments, keywords):
+        if len(keywords["inputs_embeds"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    tight.backbone.language_model.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.warns(RuntimeWarning, match="rollout_batch.* lowered from 4 to 2"):
+        made = rollout(tight, prompts, 2, torch.Generator().manual_seed(0), max_new_tokens=8)
+    assert tight.profile.rollout_batch == 4 and len(made.texts) == 8
+    assert made.texts[:4] == rollout(tight, prompts[:2], 2, torch.Generator().manual_seed(0), max_new_tokens=8).texts
+    with pytest.raises(MemoryError, match="even 1 does not fit"):
+        rollout(tight, prompts, 5, torch.Generator().manual_seed(0), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "packed"])
+def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, prompts, checkpointing):
+    """Scoring reads each prompt once; the plain way is a padded row for every completion. Without NF4, so in fp32."""
+    policy = trained(policy, quantize=False, checkpointing=checkpointing)
+    prompts = [p for p in prompts for _ in range(3)]
+    made = rollout(policy, prompts, 1, torch.Generator().manual_seed(0), max_new_tokens=30)
+    made.completion_mask[4, 1:], made.completion_mask[5, 7:] = 0, 0  # one token only; a short one
+    weight = torch.randn(made.completion_ids.shape, generator=torch.Generator().manual_seed(1)) * made.completion_mask
+    policy.scoring_mode()
+    layers = [m for m in policy.backbone.language_model.layers if m.gradient_checkpointing and m.training]
+    assert len(layers) == (5 if checkpointing else 0)
+    shared = completion_logps(policy, prompts, made.completion_ids, made.completion_mask, temperature=0.7)
+    ours = torch.autograd.grad((shared * weight).sum(), policy.trainable())
+    ids = [prompt_ids(policy.processor, text, f) for text, f in prompts]
+    left = pad(ids, policy.processor.tokenizer.pad_token_id, "left")
+    left_mask = pad([[1] * len(i) for i in ids], 0, "left")
+    whole, mask = torch.cat([left, made.completion_ids], 1), torch.cat([left_mask, made.completion_mask], 1)
+    logits = policy.model(**model_inputs(policy.model, whole, mask, [s for _, s in prompts])).logits
+    padded = selective_log_softmax(logits[:, left.shape[1] - 1 : -1] / 0.7, made.completion_ids)
+    torch.testing.assert_close(shared, padded * made.completion_mask, atol=1e-5, rtol=1e-5)
+    for a, b in zip(ours, torch.autograd.grad((padded * weight).sum(), policy.trainable())):
+        assert (a - b).norm() < 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("temperature, top_p", ((1.0, 0.9), (0.5, 0.7), (1.5, 1.0)))
+def test_the_nucleus_is_drawn_as_if_it_were_sorted(temperature, top_p):
     """Against a plain reference: rank, cut, renormalise; over a vocabulary with forbidden tokens."""
     logits = 2 * torch.randn(300, generator=torch.Generator().manual_seed(1))
     logits[:20] = -torch.inf
-    p = logits.softmax(-1)
-    ranked, order = p.sort(descending=True)
-    expected = torch.zeros(300).scatter(0, order, ranked * (ranked.cumsum(-1) - ranked < 0.9))
-    drawn = sample_tokens(logits.repeat(20_000, 1), 1.0, 0.9, torch.Generator().manual_seed(0))
+    ranked, order = (logits / temperature).softmax(-1).sort(descending=True)
+    expected = torch.zeros(300).scatter(0, order, ranked * (ranked.cumsum(-1) - ranked < top_p))
+    drawn = sample_tokens(logits.repeat(20_000, 1), temperature, top_p, torch.Generator().manual_seed(0))
     found = torch.bincount(drawn, minlength=300) / 20_000
     assert not found[expected == 0].any()
     expected /= expected.sum()
@@ -478,17 +363,8 @@ def test_the_nucleus_is_drawn_as_if_it_were_sorted():
 
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf))
 @pytest.mark.parametrize("temperature, top_p", ((1.0, 0.9), (1.0, 1.0), (0, 1.0)))
-def test_broken_logits_are_named(bad, temperature, top_p):
+def test_broken_logits_and_an_empty_nucleus_are_refused(bad, temperature, top_p):
     with pytest.raises(FloatingPointError, match="not numbers"):
         sample_tokens(torch.full((2, 5), bad), temperature, top_p, torch.Generator().manual_seed(0))
-
-
-def test_an_empty_nucleus_is_refused():
     with pytest.raises(ValueError, match="top_p is 0"):
-        sample_tokens(torch.zeros(2, 5), 1.0, 0, torch.Generator().manual_seed(0))
-
-
-def test_the_prompt_holds_one_placeholder_for_each_image_token(policy, cache):
-    seen = cache.get([0])[0]
-    ids = prompt_ids(policy.processor, ASK[0], seen)
-    assert ids.count(policy.model.config.image_token_id) == len(seen.tokens) == 16
+        sample_tokens(torch.zeros(2, 5), temperature, 0, torch.Generator().manual_seed(0))

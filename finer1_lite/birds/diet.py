@@ -10,8 +10,17 @@ import numpy as np
 from ..cot.build import FOUR_PARTS, structured_prompt
 from ..cot.chains import HEADINGS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
-from .species import ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members
-from .species import look_alikes, nearest
+from .species import (
+    ATTRIBUTES,
+    Species,
+    all_species,
+    by_name,
+    describe,
+    differences,
+    family_members,
+    look_alikes,
+    nearest,
+)
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),

@@ -22,7 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, set_seed
 
 from ..config import ASSETS, SFTConfig, get_profile
 from ..files import write_whole
-from ..policy.inputs import IGNORE, Seen, VisionCache, training_batch
+from ..policy.inputs import IGNORE, ImageFeatures, VisionCache, training_batch
 from ..policy.load import Policy, add_adapter, load_base
 from ..policy.rollout import rollout
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS
@@ -113,7 +113,7 @@ def example_batch(rng, seen: torch.Tensor, plan: dict) -> list[list[tuple]]:
     images, species, grid = [], all_species(), torch.tensor([1, SIZE // PATCH, SIZE // PATCH])
     for i in rng.integers(len(seen), size=plan["images"]):
         text, answer = image_example(rng, species[i % len(species)])
-        images.append((text, Seen(seen[i].float(), grid), answer))
+        images.append((text, ImageFeatures(seen[i].float(), grid), answer))
     texts = [(u, None, a) for u, a in (text_example(rng, plan["write"]) for _ in range(plan["texts"]))]
     texts.sort(key=lambda row: len(row[2]))
     short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]

@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from peft import PeftModel, get_peft_model_state_dict
 from tqdm.auto import tqdm
 
 from ..files import JsonLines, read_jsonl, write_jsonl
-from ..loop import digest
 from ..policy.inputs import VisionCache
-from ..policy.load import Policy
+from ..policy.load import Policy, fingerprint
 from ..policy.rollout import rollout
 from ..prompts import QUESTIONS, bare_question, instructed, make_options
 from ..rewards import extract_answer, normalise
@@ -156,14 +154,3 @@ def _keys(policy: Policy, cache: VisionCache, labels, seen, prompts) -> list[str
         hashlib.sha256(json.dumps([model, i, *row]).encode() + cache.about(i)[1]).hexdigest()[:16]
         for i, row in enumerate(tqdm(rows, total=len(labels), desc="look at the pictures", leave=False, delay=5))
     ]
-
-
-def fingerprint(policy: Policy) -> str:
-    """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
-    profile = policy.profile
-    limits = (profile.dtype, profile.quantize, profile.max_pixels, profile.max_new_tokens)
-    last = policy.backbone.language_model.layers[-1]  # merged or trained on, all layers differ
-    weights = dict(last.named_parameters())
-    if isinstance(policy.model, PeftModel):
-        weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
-    return hashlib.sha256(f"{limits} {digest(weights)}".encode()).hexdigest()

@@ -9,35 +9,33 @@ import torch
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's or this machine's memory is full."""
-    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the CPU, of CUDA, of its libraries
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the CPU's, CUDA's and its libraries'
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
 
 
 def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
     """`run(size)`; after running out of memory again with half the size, down to 1: (result, size that fits).
 
-    Says once what it did. MemoryError where even 1 does not fit.
+    Warns once if the size was lowered. MemoryError where even 1 does not fit.
     """
-    first = size
+    fits = size
     while True:
         try:
-            result = run(size)
+            result = run(fits)
+            break
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            if size == 1:
-                raise MemoryError(
-                    f"{what}: even 1 does not fit. Lower max_new_tokens or max_pixels of the profile, or take a "
-                    "larger card; python -m finer1_lite.memory shows where the memory goes."
-                ) from error
-        else:
-            if size != first:
-                warnings.warn(f"out of memory: {what} lowered from {first} to {size}", RuntimeWarning, stacklevel=2)
-            return result, size
-        size //= 2
+            if fits == 1:
+                advice = "lower max_new_tokens or max_pixels of the profile, or take a larger card"
+                raise MemoryError(f"{what}: even 1 does not fit; {advice}") from error
+        fits //= 2
         gc.collect()  # 4-bit models refer to themselves: one that was let go may still be on the card
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    if fits != size:
+        warnings.warn(f"out of memory: {what} lowered from {size} to {fits}", RuntimeWarning, stacklevel=2)
+    return result, fits
 
 
 def cut(costs: list[int], limit: int, rows: int) -> list[range]:

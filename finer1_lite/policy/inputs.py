@@ -1,8 +1,8 @@
 """From (image features, text) rows to the model's inputs, and from rows with answers to labels.
 
-Every image is encoded once by the frozen vision tower (`VisionCache`); afterwards a row of text and
-the stored features are enough. `mm_token_type_ids` and `image_grid_thw` are always passed: without
-them the model silently falls back to one-dimensional positions.
+Every image is encoded once by the frozen vision tower (`VisionCache`); afterwards a row of text and the stored
+features are enough. `mm_token_type_ids` and `image_grid_thw` are always passed: without them the model silently falls
+back to one-dimensional positions.
 """
 
 import hashlib
@@ -23,19 +23,22 @@ PATCHES_AT_ONCE = 8192  # in the vision tower: eight images of 448x448
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageFeatures:
     """What the vision tower made of one image: `tokens` (N, H) and `grid` (3,) in patches."""
 
     tokens: torch.Tensor
     grid: torch.Tensor
 
 
-def prompt_ids(processor, text: str, seen: Seen | None) -> list[int]:
+Prompt = tuple[str, ImageFeatures | None]  # a question, and the image it is about
+
+
+def prompt_ids(processor, text: str, features: ImageFeatures | None) -> list[int]:
     """Token ids of a user turn up to the assistant's first token; the image is N placeholders."""
-    rows = messages(text) if seen is not None else [{"role": "user", "content": text}]
+    rows = messages(text) if features is not None else [{"role": "user", "content": text}]
     chat = processor.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
-    if seen is not None:
-        chat = chat.replace(IMAGE_PAD, IMAGE_PAD * len(seen.tokens))
+    if features is not None:
+        chat = chat.replace(IMAGE_PAD, IMAGE_PAD * len(features.tokens))
     return processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
 
 
@@ -49,78 +52,85 @@ def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
     return pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value, padding_side=side)
 
 
-def home(model) -> torch.Tensor:
-    """The token embedding: its device and dtype are the language model's. `model.device` would be the vision
-    tower's, which may wait on the CPU, in fp32."""
+def base_model(model) -> torch.nn.Module:
+    """The Qwen2.5-VL model with its language-model head, below an adapter if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def token_embedding(model) -> torch.Tensor:
+    """The token embedding (V, H). Its device and dtype are the language model's; `model.device` is the tower's."""
     return model.get_input_embeddings().weight
 
 
-def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: list[Seen | None]) -> dict:
-    """Keyword arguments for `forward` or `generate`.
+def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: list) -> dict:
+    """Keyword arguments for `forward` or `generate`, on the language model's device.
 
-    input_ids, attention_mask: (B, L), one image at most in each row, in the order of `seen` (B).
+    input_ids, attention_mask: (B, L). features: B of `ImageFeatures`, or None where a row has no image.
     """
-    device = home(model).device
+    device = token_embedding(model).device
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-    images = [s for s in seen if s is not None]
+    images = [f for f in features if f is not None]
     if images:
-        tokens = tuple(s.tokens.to(device) for s in images)
+        tokens = tuple(f.tokens.to(device) for f in images)
         inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).int().to(device)
-        inputs["image_grid_thw"] = torch.stack([s.grid for s in images]).to(device)
+        inputs["image_grid_thw"] = torch.stack([f.grid for f in images]).to(device)
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
     return inputs
 
 
-def training_batch(model, processor, rows: list[tuple[str, Seen | None, str]]) -> tuple[dict, torch.Tensor]:
-    """Right-padded inputs and labels (B, L) of (question, seen, answer) rows; only answers are labelled."""
-    prompts = [prompt_ids(processor, text, seen) for text, seen, _ in rows]
+def training_batch(model, processor, rows: list[tuple[str, ImageFeatures | None, str]]) -> tuple[dict, torch.Tensor]:
+    """Right-padded inputs and labels (B, L) of (question, features, answer) rows; only answers are labelled."""
+    prompts = [prompt_ids(processor, text, features) for text, features, _ in rows]
     answers = [answer_ids(processor, answer) for *_, answer in rows]
     ids = pad([p + a for p, a in zip(prompts, answers)], processor.tokenizer.pad_token_id, "right")
     labels = pad([[IGNORE] * len(p) + a for p, a in zip(prompts, answers)], IGNORE, "right")
     mask = pad([[1] * (len(p) + len(a)) for p, a in zip(prompts, answers)], 0, "right")
-    return model_inputs(model, ids, mask, [seen for _, seen, _ in rows]), labels.to(home(model).device)
+    inputs = model_inputs(model, ids, mask, [features for _, features, _ in rows])
+    return inputs, labels.to(inputs["input_ids"].device)
 
 
 @contextmanager
-def tower_at_home(model):
-    """Inside, the vision tower is where the language model is; outside it may wait on the CPU (`Profile.offload_tower`).
+def tower_on_device(model):
+    """Inside, the vision tower is where the language model is; outside it may wait on the CPU (`offload_tower`).
 
-    `generate` needs it too: it puts what it makes where a model's first parameter is, which is the tower's.
+    `generate` needs it too: it puts its tensors where a model's first parameter is, which is the tower's.
     """
-    qwen = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
-    waits = qwen.model.visual.device
+    tower = base_model(model).model.visual
+    before = tower.device
     try:
-        qwen.model.visual.to(home(qwen).device)
+        tower.to(token_embedding(model).device)
         yield
     finally:
-        qwen.model.visual.to(waits)
+        tower.to(before)
 
 
 class VisionCache:
     """Features of a data set's images, each encoded once, kept on the CPU up to `max_bytes`.
 
-    `images` is anything that gives a PIL image for `images[i]`. Features are detached: with LoRA on
-    the language model the tower is frozen, so they never change. Beyond `max_bytes` the features that were
-    not asked for the longest are dropped, and encoded again when they are. A tower that waits on the CPU
-    (`Profile.offload_tower`) goes to the model's device while it encodes.
+    `images` is anything that gives a PIL image for `images[i]`. With LoRA on the language model the tower is frozen,
+    so features never change. Beyond `max_bytes` those that were not asked for the longest are dropped, and encoded
+    again when needed. `patches_encoded` counts the patches that went through the tower.
     """
 
     def __init__(self, model, processor, images, batch_size: int = 32, max_bytes: int = 4 * 2**30):
-        qwen = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
-        self.qwen, self.vision = qwen, qwen.model.visual
-        self.processor, self.images, self.batch_size, self.max_bytes = processor, images, batch_size, max_bytes
-        self.patches_encoded, self.bytes, self._seen, self._about = 0, 0, {}, {}
+        self.qwen, self.processor, self.images = base_model(model), processor, images
+        self.vision, self.batch_size, self.max_bytes = self.qwen.model.visual, batch_size, max_bytes
+        self.patches_encoded, self.bytes, self._features, self._about = 0, 0, {}, {}
 
-    def get(self, indices) -> list[Seen]:
-        """Features of the images `indices`, in that order."""
+    def get(self, indices) -> list[ImageFeatures]:
+        """Features of the images `indices`, in that order. FloatingPointError names an image that overflows."""
         indices = [int(i) for i in indices]
-        wanted = {i: self._seen[i] for i in dict.fromkeys(indices) if i in self._seen}
+        wanted = {i: self._features[i] for i in dict.fromkeys(indices) if i in self._features}
         missing = [i for i in dict.fromkeys(indices) if i not in wanted]
         if missing:
-            with tower_at_home(self.qwen):
+            with tower_on_device(self.qwen):
                 for start in range(0, len(missing), self.batch_size):
                     wanted |= self._encode(missing[start : start + self.batch_size])
-        self._keep(wanted)
+        for i, features in wanted.items():  # these are the newest now
+            self.bytes += 0 if self._features.pop(i, None) else features.tokens.nbytes
+            self._features[i] = features
+        while self.bytes > self.max_bytes and len(self._features) > 1:
+            self.bytes -= self._features.pop(next(iter(self._features))).tokens.nbytes
         return [wanted[i] for i in indices]
 
     def about(self, i: int) -> tuple[tuple[int, int], bytes]:
@@ -130,35 +140,22 @@ class VisionCache:
             self._about[i] = image.size, hashlib.sha256(image.tobytes()).digest()
         return self._about[i]
 
-    def _keep(self, wanted: dict[int, Seen]) -> None:
-        """Remember these as the newest, and forget the oldest beyond `max_bytes`."""
-        for i, seen in wanted.items():
-            self.bytes += 0 if self._seen.pop(i, None) else seen.tokens.nbytes
-            self._seen[i] = seen
-        while self.bytes > self.max_bytes and len(self._seen) > 1:
-            self.bytes -= self._seen.pop(next(iter(self._seen))).tokens.nbytes
-
     @torch.no_grad()
-    def _encode(self, indices: list[int]) -> dict[int, Seen]:
-        pixels, grids, tokens = [], [], []
-        for i in indices:  # one at a time: photographs are large until they are scaled down
-            made = self.processor.image_processor(as_rgb(self.images[i]), return_tensors="pt")
-            pixels.append(made["pixel_values"])
-            grids.append(made["image_grid_thw"])
-        grid = torch.cat(grids)
-        patches = grid.prod(-1).tolist()
+    def _encode(self, indices: list[int]) -> dict[int, ImageFeatures]:
+        scale, made = self.processor.image_processor, {}
+        parts = [scale(as_rgb(self.images[i]), return_tensors="pt") for i in indices]  # photographs: one by one
+        pixels, grid = [p["pixel_values"] for p in parts], torch.cat([p["image_grid_thw"] for p in parts])
+        patches, dtype = grid.prod(-1).tolist(), token_embedding(self.qwen).dtype
         for part in cut(patches, PATCHES_AT_ONCE, len(patches)):
-            rows, sizes = torch.cat(pixels[part.start : part.stop]), grid[part.start : part.stop]
-            rows, sizes = rows.to(self.vision.device, self.vision.dtype), sizes.to(self.vision.device)
-            merged = self.vision(rows, sizes).pooler_output.to("cpu", home(self.qwen).dtype)
-            tokens += merged.split([patches[i] // self.processor.image_processor.merge_size**2 for i in part])
+            rows, sizes = torch.cat([pixels[k] for k in part]), grid[part.start : part.stop].to(self.vision.device)
+            merged = self.vision(rows.to(self.vision.device, self.vision.dtype), sizes).pooler_output.to("cpu", dtype)
+            for k, tokens in zip(part, merged.split([patches[k] // scale.merge_size**2 for k in part])):
+                made[indices[k]] = ImageFeatures(tokens.clone(), grid[k])
         self.patches_encoded += sum(patches)
-        made = {i: Seen(t.clone(), g) for i, t, g in zip(indices, tokens, grid)}
-        broken = [i for i, seen in made.items() if not seen.tokens.isfinite().all()]
-        if broken:
-            width, height = self.images[broken[0]].size
-            raise FloatingPointError(
-                f"the features of image {broken[0]} ({width}x{height} pixels) overflow "
-                f"{home(self.qwen).dtype}; lower max_pixels of the profile, or take a card with bfloat16"
-            )
+        for i, features in made.items():
+            if not features.tokens.isfinite().all():
+                width, height = self.images[i].size
+                advice = "lower max_pixels, or take a card with bfloat16"
+                where = f"image {i} ({width}x{height} pixels)"
+                raise FloatingPointError(f"the features of {where} overflow {dtype}; {advice}")
         return made

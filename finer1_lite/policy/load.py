@@ -1,24 +1,23 @@
 """Load the base model in NF4, put LoRA adapters on the language model, save and load them."""
 
 import gc
+import hashlib
 import os
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from weakref import WeakValueDictionary
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch.nn.functional import linear
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
 from transformers.integrations import sdpa_attention
 
 from ..config import ASSETS, Profile
-from .inputs import home
+from .inputs import base_model, token_embedding
+from .lora import with_lean_forward
 
 # peft still calls a name that transformers is about to rename; the warning would fill a chapter's pages.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -26,7 +25,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", categor
 # The vision tower has layers of the same names, so the pattern starts at `language_model`.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
-TOWERS: WeakValueDictionary[tuple[str, str], torch.nn.Module] = WeakValueDictionary()  # those that wait on the CPU; frozen
+TOWERS: WeakValueDictionary[tuple[str, str], torch.nn.Module] = WeakValueDictionary()  # frozen, waiting on the CPU
 
 
 @dataclass
@@ -40,22 +39,19 @@ class Policy:
     @property
     def backbone(self):
         """The Qwen2.5-VL model below the adapter and the language-model head."""
-        return self._qwen().model
+        return base_model(self.model).model
 
     @property
     def head(self) -> torch.Tensor:
         """The weight (V, H) of the language-model head, with the adapter's own tokens if it has any."""
-        head = self._qwen().lm_head
+        head = base_model(self.model).lm_head
         tokens = getattr(head, "token_adapter", None)
         return head.weight if tokens is None else tokens.get_merged_weights(tokens.active_adapters)
-
-    def _qwen(self):
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def device(self) -> torch.device:
         """Where the language model computes."""
-        return home(self.model).device
+        return token_embedding(self.model).device
 
     def scoring_mode(self) -> None:
         """Checkpointing works in train mode only. Nothing else differs: there is no dropout anywhere."""
@@ -71,10 +67,7 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter as safetensors, without this machine's paths.
-
-        The weights come last and whole: where they are, the adapter is complete.
-        """
+        """Write the adapter as safetensors, without this machine's paths; the weights come last, and whole."""
         for config in self.model.peft_config.values():
             config.base_model_name_or_path = base_name(self.profile)
         folder = Path(folder)
@@ -86,8 +79,7 @@ class Policy:
 
 
 def base_name(profile: Profile) -> str:
-    """The base model's name without this machine's path: of the shipped one its place in the package, of a folder its
-    last part."""
+    """The base model's name without this machine's path: its place in the package, or a folder's last part."""
     base = Path(profile.model_id)
     if not base.exists():
         return profile.model_id
@@ -107,22 +99,20 @@ def quantization(profile: Profile) -> BitsAndBytesConfig | None:
 def load_base(profile: Profile) -> Policy:
     """The base model, frozen, in the profile's precision."""
     if profile.device == "cpu" and not Path(profile.model_id).exists():
-        raise FileNotFoundError(
-            f"the tiny base model is missing at {profile.model_id}; reinstall finer1_lite, "
-            "or make it again with: python -m finer1_lite.birds.pretrain"
-        )
+        how = "reinstall finer1_lite, or make it again with: python -m finer1_lite.birds.pretrain"
+        raise FileNotFoundError(f"the tiny base model is missing at {profile.model_id}; {how}")
     suit_the_card(profile.device)
     gc.collect()  # 4-bit layers refer to themselves: of a model that was let go, they are still on the card
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         profile.model_id, dtype=getattr(torch, profile.dtype), quantization_config=quantization(profile),
         device_map=profile.device, use_safetensors=True,
     )  # fmt: skip
-    for layer in model.modules():  # on CPUs with AVX512-BF16 bitsandbytes would compute in bfloat16, without gradients
-        if isinstance(layer, Linear4bit):
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):  # else on CPUs with AVX512-BF16 in bfloat16, without gradients
             layer.support_avx512bf16_for_cpu = False
     if profile.dtype == "float16":  # some image sizes overflow fp16 in the tower
         model.model.visual.float()
-    if profile.offload_tower:  # one waits for all: three models of a chapter would fill the memory of a Colab machine
+    if profile.offload_tower:  # one for all: those of three models would fill the memory of a Colab machine
         waiting = model.model.visual.to("cpu")
         model.model.visual = TOWERS.setdefault((profile.model_id, profile.dtype), waiting)
     if profile.checkpointing:
@@ -136,7 +126,7 @@ def suit_the_card(device: str) -> None:
     Off: cuDNN's attention, which Hopper cards prefer. It builds a plan for each new shape, and every decoded token
     has one; some versions give NaN gradients under an explicit mask (PyTorch issue 196678). Off: sums of fp16
     products in fp16, as Qwen overflows there. Off on a T4: grouped heads in attention. It has no flash attention, and
-    without it PyTorch before 2.15 takes the slowest kernel for them; transformers then packs or repeats the heads itself.
+    without it PyTorch before 2.15 takes the slowest kernel for them; transformers then packs or repeats the heads.
     """
     if torch.device(device).type == "cuda":
         if "LOCAL_RANK" in os.environ:  # peft loads an adapter to the current card, not to the model's
@@ -148,12 +138,8 @@ def suit_the_card(device: str) -> None:
 
 
 def load_processor(profile: Profile) -> AutoProcessor:
-    """The base's processor with the profile's pixels.
-
-    In the image processor alone: `from_pretrained(max_pixels=...)` would leave them with the tokenizer too, and
-    every later call would warn.
-    """
-    processor = AutoProcessor.from_pretrained(profile.model_id)
+    """The base's processor with the profile's pixels."""
+    processor = AutoProcessor.from_pretrained(profile.model_id)  # `max_pixels` here would warn at every later call
     images = processor.image_processor
     images.size = dict(images.size) | {"longest_edge": profile.max_pixels}
     return processor
@@ -170,7 +156,7 @@ def add_adapter(policy: Policy, seed: int, new_tokens: list[int] | None = None) 
         r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM",
         trainable_token_indices=new_tokens,
     )  # fmt: skip
-    return Policy(with_few_passes(get_peft_model(policy.model, lora)), policy.processor, profile)
+    return Policy(with_lean_forward(get_peft_model(policy.model, lora)), policy.processor, profile)
 
 
 def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int = 0, trainable: bool = True) -> Policy:
@@ -180,37 +166,24 @@ def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int =
         return add_adapter(policy, seed)
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: run the notebook that trains it, or use the shipped one")
-    model = with_few_passes(PeftModel.from_pretrained(policy.model, adapter, is_trainable=trainable))
+    model = with_lean_forward(PeftModel.from_pretrained(policy.model, adapter, is_trainable=trainable))
     return Policy(model.eval(), policy.processor, profile)
 
 
-def with_few_passes(model: PeftModel) -> PeftModel:
-    """`model`, in place, with `lora_forward` on its linears; the module `peft` made stays, and is what it saves.
-
-    ValueError for an adapter that is more than two matrices a layer: DoRA, biases, dropout.
-    """
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
-            dropout = any(not isinstance(d, torch.nn.Identity) for d in layer.lora_dropout.values())
-            if layer.lora_variant or any(layer.lora_bias.values()) or dropout:
-                raise ValueError("this adapter is not plain LoRA (DoRA, a bias or dropout): the kit would compute it wrongly")
-            layer.forward = partial(lora_forward, layer)
-    return model
+def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
+    """A hash of a text and of names and values of tensors of any dtype and device."""
+    made = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        made.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
-def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """(..., in) -> (..., out): what PEFT's forward of a LoRA layer without dropout gives, with fewer passes over it.
-
-    PEFT copies the base's output, scales the adapter's and adds both to a third tensor, and scales again on the way
-    back. Here the narrow tensor (..., r) is scaled and the sum is made in place, all in the model's precision: in 16
-    bits as under autocast, though the adapter itself stays in fp32, where PEFT would write an fp32 copy of every input.
-    In fp32 the same bits as PEFT's, where alpha / r is a power of two. Whatever else is asked of the layer goes to PEFT.
-    """
-    if layer.disable_adapters or layer.merged or args or kwargs:
-        return type(layer).forward(layer, x, *args, **kwargs)
-    made = layer.get_base_layer()(x)
-    for name in layer.active_adapters:
-        down, up = (side[name].weight.to(made.dtype) for side in (layer.lora_A, layer.lora_B))
-        side = linear(linear(x.to(made.dtype), down) * layer.scaling[name], up)
-        made = made + side if made._is_view() else made.add_(side)  # older PyTorch gives a view where there is a bias
-    return made
+def fingerprint(policy: Policy) -> str:
+    """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
+    profile = policy.profile
+    limits = (profile.dtype, profile.quantize, profile.max_pixels, profile.max_new_tokens)
+    last = policy.backbone.language_model.layers[-1]  # merged or trained on, all layers differ
+    weights = dict(last.named_parameters())
+    if isinstance(policy.model, PeftModel):
+        weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
+    return hashlib.sha256(f"{limits} {digest(weights)}".encode()).hexdigest()

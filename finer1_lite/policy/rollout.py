@@ -1,18 +1,100 @@
 """Sample completions: every prompt is read once, its cache is repeated, finished rows leave the batch.
 
-Departure from `generate`: a plain loop over `forward`, because `generate` keeps finished rows and
-re-reads a prompt for each of its completions. Sampling is the same: temperature, then nucleus.
+Departure from `generate`: a plain loop over `forward`, because `generate` keeps finished rows and re-reads a prompt
+for each of its completions. Sampling is the same: temperature, then nucleus.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import pad as pad_tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from .batching import halved_until_it_fits
-from .dense import decoding
-from .inputs import Seen, pad
+from .inputs import Prompt, model_inputs, pad, prompt_ids
 from .load import Policy
-from .prefix import read_prompts
+from .lora import decoding
+
+ROOM = 64  # tokens for which a cache grows at once
+
+
+@dataclass
+class Prefix:
+    """What the model made of B prompts: `cache`, last `hidden` (B, H), `mask` (B, P), next `position` (B, 1)."""
+
+    cache: Cache
+    hidden: torch.Tensor
+    mask: torch.Tensor
+    position: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep `rows` (B',), in that order; a row may come more than once. Differentiable."""
+        self.cache.batch_select_indices(rows)
+        self.hidden, self.mask, self.position = self.hidden[rows], self.mask[rows], self.position[rows]
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values (B, heads, tokens, D) with free room behind them, so that a new token copies nothing else."""
+
+    def __init__(self, filled: DynamicLayer):
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.keys, self.values = self.whole = [filled.keys, filled.values]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append; returns all keys and values so far, as views of what is kept."""
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        for i, new in enumerate((key_states, value_states)):
+            if end > self.whole[i].shape[-2]:
+                self.whole[i] = pad_tensor(self.whole[i], (0, 0, 0, end - start + ROOM))
+            self.whole[i][..., start:end, :] = new
+        return self._views(end)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these rows, with their room."""
+        length = self.keys.shape[-2]
+        self.keys = self.values = None  # else the old rows stay in memory beside the new ones
+        for i in range(2):
+            self.whole[i] = self.whole[i][indices]
+        self._views(length)
+
+    def _views(self, length: int):
+        self.keys, self.values = (whole[..., :length, :] for whole in self.whole)
+        return self.keys, self.values
+
+
+def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:
+    """One forward pass over left-padded (question, features) prompts."""
+    ids = [prompt_ids(policy.processor, *prompt) for prompt in prompts]
+    mask = pad([[1] * len(i) for i in ids], 0, "left")
+    padded = pad(ids, policy.processor.tokenizer.pad_token_id, "left")
+    inputs = model_inputs(policy.model, padded, mask, [features for _, features in prompts])
+    inputs["position_ids"], position = prompt_positions(policy.backbone, inputs)
+    cache = DynamicCache(config=policy.model.config.get_text_config())
+    hidden = policy.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    return Prefix(cache, hidden, inputs["attention_mask"], position)
+
+
+def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """mRoPE positions (3, B, P) of padded prompts, and the position (B, 1) at which text goes on.
+
+    An image makes the latter smaller than the prompt's length.
+    """
+    mask = inputs["attention_mask"]
+    if "image_grid_thw" not in inputs:
+        return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1), mask.sum(-1, keepdim=True)
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    positions, deltas = backbone.get_rope_index(**{k: inputs[k] for k in keys})
+    return positions, mask.sum(-1, keepdim=True) + deltas
+
+
+def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
+    """The prompts without repeats, and for each given prompt (B,) which of them it is."""
+    first: dict[tuple, int] = {}
+    rows = [first.setdefault((text, id(features)), len(first)) for text, features in prompts]
+    kept = {row: prompt for row, prompt in zip(rows, prompts)}
+    return list(kept.values()), torch.tensor(rows)
 
 
 @dataclass
@@ -29,9 +111,8 @@ class Rollouts:
 
 def forbidden_ids(model) -> list[int]:
     """Tokens that stand for image data: a completion that held one could not be read back."""
-    c = model.config
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return sorted({getattr(c, n) for n in names if getattr(c, n, None) is not None})
+    return sorted({getattr(model.config, n) for n in names if getattr(model.config, n, None) is not None})
 
 
 def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
@@ -39,8 +120,7 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
 
     top_p keeps the smallest set of most likely tokens whose probability reaches it (and tokens that tie with its
     last). Nothing is sorted: a token drawn from all is kept if the more likely ones together stay below top_p,
-    else drawn again, which leaves the same distribution. FloatingPointError where logits are not numbers; ValueError
-    unless 0 < top_p <= 1.
+    else drawn again, which leaves the same distribution. FloatingPointError where logits are not numbers.
     """
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
@@ -51,14 +131,18 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
     probabilities = torch.softmax(logits.float() / temperature, -1)
     if top_p == 1:
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-    drawn, open_rows = logits.new_zeros(len(logits), dtype=torch.long), torch.arange(len(logits), device=logits.device)
-    cumulated = probabilities.cumsum(-1)
+    open_rows, cumulated = torch.arange(len(logits), device=logits.device), probabilities.cumsum(-1)
+    drawn = torch.zeros_like(open_rows)
     while len(open_rows):
         spot = torch.rand(len(open_rows), 1, generator=generator, device=logits.device) * cumulated[:, -1:]
         token = torch.searchsorted(cumulated, spot, right=True).clamp(max=logits.shape[-1] - 1)
         own = probabilities.gather(-1, token)
-        more_likely = torch.where(probabilities > own, probabilities, 0).sum(-1, keepdim=True)
-        kept = ((more_likely < top_p) & (own > 0)).squeeze(-1)
+        kept = own.squeeze(-1) > 1.001 - top_p  # then all others together are below top_p, and need not be added up
+        rare = (~kept).nonzero().squeeze(-1)
+        if len(rare):
+            others, own = probabilities[rare], own[rare]
+            more_likely = torch.where(others > own, others, 0).sum(-1, keepdim=True)
+            kept[rare] = ((more_likely < top_p) & (own > 0)).squeeze(-1)
         drawn[open_rows[kept]] = token[kept, 0]
         open_rows, probabilities, cumulated = open_rows[~kept], probabilities[~kept], cumulated[~kept]
     return drawn
@@ -66,10 +150,10 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
 
 @torch.no_grad()
 def rollout(
-    policy: Policy, prompts: list[tuple[str, Seen]], num_generations: int, generator: torch.Generator,
+    policy: Policy, prompts: list[Prompt], num_generations: int, generator: torch.Generator | None,
     temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int | None = None, min_new_tokens: int = 0,
 ) -> Rollouts:  # fmt: skip
-    """Sample `num_generations` completions of each (question, seen) prompt, in batches that fit.
+    """Sample `num_generations` completions of each (question, features) prompt, in batches that fit.
 
     min_new_tokens: how many tokens of a completion cannot be the one that ends it.
     A batch that does not fit into memory is sampled again in halves, and the profile's rollout_batch stays so.
@@ -86,49 +170,48 @@ def rollout(
                 if generator:
                     generator.set_state(drawn)
                 part = prompts[start : start + per]
-                settings = (num_generations, generator, temperature, top_p, limit, min_new_tokens)
-                return _decode(policy, part, *settings)
+                return _decode(policy, part, num_generations, generator, temperature, top_p, limit, min_new_tokens)
 
             made, fits = halved_until_it_fits(decode, per, "questions sampled at once (rollout_batch)")
             rows, start = rows + made, start + fits
             if fits < per:
                 per, policy.profile = fits, replace(policy.profile, rollout_batch=fits * num_generations)
-    pad_id = policy.processor.tokenizer.pad_token_id
-    texts = policy.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return Rollouts(pad(rows, pad_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
-
-
-def _decode(
-    policy, prompts, num_generations, generator, temperature, top_p, limit, min_new_tokens
-) -> list[list[int]]:
-    """Token ids, end token included, of the completions of one batch of prompts."""
     tokenizer = policy.processor.tokenizer
-    now = read_prompts(policy, prompts)
-    now.select(torch.arange(len(prompts), device=now.mask.device).repeat_interleave(num_generations))
-    now.make_room()
-    now.mask = now.mask.bool()
-    done: list[list[int]] = [[] for _ in range(len(now.hidden))]
-    alive = torch.arange(len(now.hidden))
-    forbidden = torch.tensor(forbidden_ids(policy.model), device=now.hidden.device)  # a list would be copied at each step
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return Rollouts(pad(rows, tokenizer.pad_token_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
+
+
+def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit, shortest) -> list[list[int]]:
+    now, head, language_model = read_prompts(policy, prompts), policy.head.T, policy.backbone.language_model
+    device, eos = now.hidden.device, policy.processor.tokenizer.eos_token_id
+    now.select(torch.arange(len(prompts), device=device).repeat_interleave(num_generations))
+    now.cache = Cache(layers=[RoomyLayer(layer) for layer in now.cache.layers])
+    alive, length = list(range(len(now.hidden))), now.mask.shape[1]
+    # What attention adds: -inf at a prompt's padding, else 0. Each layer would turn a mask of booleans into it.
+    now.mask = torch.zeros_like(now.mask, dtype=now.hidden.dtype).masked_fill(now.mask == 0, -torch.inf)
+    now.mask = pad_tensor(now.mask, (0, limit))[:, None, None]
+    padded, done = bool(now.mask.any()), [[] for _ in alive]
+    forbidden = torch.tensor(forbidden_ids(policy.model), device=device)  # a list would be copied at each step
     for count in range(1, limit + 1):
-        logits = now.hidden @ policy.head.T
+        logits = now.hidden @ head
         logits[:, forbidden] = -torch.inf
-        if count <= min_new_tokens:
-            logits[:, tokenizer.eos_token_id] = -torch.inf
+        if count <= shortest:
+            logits[:, eos] = -torch.inf
         tokens = sample_tokens(logits, temperature, top_p, generator)
-        for row, token in zip(alive.tolist(), tokens.tolist()):
+        chosen = tokens.tolist()
+        for row, token in zip(alive, chosen):
             done[row].append(token)
-        going = (tokens != tokenizer.eos_token_id).nonzero().squeeze(-1)
-        if not len(going) or count == limit:
+        going = [i for i, token in enumerate(chosen) if token != eos]
+        if not going or count == limit:
             break
-        if len(going) < len(tokens):
-            now.select(going)
-            alive, tokens = alive[going.cpu()], tokens[going]
-        now.mask = torch.cat([now.mask, now.mask.new_ones(len(now.mask), 1)], 1)
-        step = policy.backbone(  # a new token sees all but padding; with a mask of less than four axes, transformers
-            input_ids=tokens[:, None],  # would work that out at each step
-            attention_mask=None if now.mask.all() else now.mask[:, None, None],
-            position_ids=now.position[None].expand(3, -1, -1), past_key_values=now.cache, use_cache=True,
+        if len(going) < len(alive):
+            alive, rows = [alive[i] for i in going], torch.tensor(going, device=device)
+            now.select(rows)
+            tokens, padded = tokens[rows], bool(now.mask.any())
+        step = language_model(  # the whole model would prepare images and a mask, at each step
+            inputs_embeds=language_model.embed_tokens(tokens[:, None]), past_key_values=now.cache, use_cache=True,
+            attention_mask={"full_attention": now.mask[..., : length + count] if padded else None},
+            position_ids=now.position[None].expand(3, -1, -1),
         )  # fmt: skip
         now.hidden, now.position = step.last_hidden_state[:, -1], now.position + 1
     return done

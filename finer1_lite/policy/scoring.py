@@ -1,34 +1,32 @@
 """Log-probabilities of given completions under the policy, for one image or another.
 
-Completions of one prompt share it, in one of two ways that give the same numbers and gradients as one padded
-row for each completion. Without checkpointing: the prompt is read once and its cache is repeated. With it a
-cache cannot be kept, so the completions stand behind their prompt in one packed row, [prompt | c1 | c2 ...],
-where a mask hides them from each other and positions start anew for each.
+Completions of one prompt share it, in one of two ways that give the same numbers and gradients as one padded row for
+each completion. Without checkpointing: the prompt is read once and its cache is repeated. With it a cache cannot be
+kept, so the completions stand behind their prompt in one packed row, [prompt | c1 | c2 ...], where a mask hides them
+from each other and positions start anew for each.
 """
 
 import torch
 from torch.nn.functional import pad as pad_tensor
 
 from ..logprobs import chunked_logps
-from .inputs import model_inputs, pad, prompt_ids
+from .inputs import Prompt, model_inputs, pad, prompt_ids
 from .load import Policy
-from .prefix import Prompt, distinct, prompt_positions, read_prompts
+from .rollout import distinct, prompt_positions, read_prompts
 
 
 def completion_logps(
     policy: Policy, prompts: list[Prompt], completion_ids: torch.Tensor, completion_mask: torch.Tensor,
     temperature: float = 1.0,
 ) -> torch.Tensor:  # fmt: skip
-    """per_token_logps (B, C) of `completion_ids` (B, C), each row under its own (question, seen) prompt.
+    """per_token_logps (B, C) of `completion_ids` (B, C), each row under its own (question, features) prompt.
 
-    With gradient where autograd is on, through the shared prompt too. Masked positions are 0. The [B, C, V]
-    logits never exist.
+    With gradient where autograd is on. Masked positions are 0. The (B, C, V) logits never exist.
     """
     device = policy.device
     ids, wanted = completion_ids.to(device), completion_mask.bool().to(device)
     states = packed_states if policy.profile.checkpointing else cached_states
-    before = states(policy, prompts, ids, wanted)
-    logps = chunked_logps(before, policy.head, ids[wanted], temperature=temperature)
+    logps = chunked_logps(states(policy, prompts, ids, wanted), policy.head, ids[wanted], temperature=temperature)
     return torch.zeros(wanted.shape, device=device).masked_scatter(wanted, logps)
 
 
@@ -37,13 +35,15 @@ def cached_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, want
     each, rows = distinct(prompts)
     prefix = read_prompts(policy, each)
     prefix.select(rows.to(ids.device))
-    before = prefix.hidden[:, None]  # position t predicts token t + 1
-    if ids.shape[1] > 1:
-        steps = torch.arange(ids.shape[1] - 1, device=ids.device)
+    before, length = prefix.hidden[:, None], ids.shape[1] - 1  # position t predicts token t + 1
+    if length:
+        steps = torch.arange(length, device=ids.device)
+        seen = (steps <= steps[:, None]) & wanted[:, None, :-1]
+        seen = torch.cat([prefix.mask.bool()[:, None].expand(-1, length, -1), seen], -1)[:, None]
         made = policy.backbone(
-            input_ids=ids[:, :-1],
-            attention_mask=torch.cat([prefix.mask, wanted[:, :-1].to(prefix.mask.dtype)], 1),
-            position_ids=(prefix.position + steps)[None].expand(3, -1, -1),
+            input_ids=ids[:, :-1], position_ids=(prefix.position + steps)[None].expand(3, -1, -1),
+            # Numbers to add, not booleans, which each layer would turn into numbers for itself.
+            attention_mask=torch.zeros_like(seen, dtype=before.dtype).masked_fill(~seen, -torch.inf),
             past_key_values=prefix.cache, use_cache=True,
         )  # fmt: skip
         before = torch.cat([before, made.last_hidden_state], 1)
@@ -53,31 +53,29 @@ def cached_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, want
 def packed_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """As `cached_states`, from one packed row for each distinct prompt."""
     each, owner = distinct(prompts)
-    heads = [prompt_ids(policy.processor, text, seen) for text, seen in each]
-    lengths = wanted.sum(-1).tolist()
-    rows, parts = [list(head) for head in heads], [[0] * len(head) for head in heads]
-    steps, before = [[0] * len(head) for head in heads], [(0, 0)] * len(ids)
-    for i, (row, n) in enumerate(zip(owner.tolist(), lengths)):  # the last token predicts nothing: it stays out
-        start = len(rows[row])
-        before[i] = [(row, len(heads[row]) - 1)] + [(row, start + t) for t in range(n - 1)]
-        rows[row] += ids[i, : max(0, n - 1)].tolist()
-        parts[row] += [i + 1] * max(0, n - 1)
-        steps[row] += list(range(max(0, n - 1)))
+    rows = [list(prompt_ids(policy.processor, text, features)) for text, features in each]
+    parts, steps = [[0] * len(row) for row in rows], [[0] * len(row) for row in rows]
+    last, where = [len(row) - 1 for row in rows], []  # of each wanted token, the row and place that predicts it
+    for i, (row, n) in enumerate(zip(owner.tolist(), wanted.sum(-1).tolist())):
+        if n:  # the last token predicts nothing: it stays out
+            start = len(rows[row])
+            where += [(row, last[row])] + [(row, start + t) for t in range(n - 1)]
+            rows[row] += ids[i, : n - 1].tolist()
+            parts[row] += [i + 1] * (n - 1)
+            steps[row] += range(n - 1)
     packed, part = pad(rows, policy.processor.tokenizer.pad_token_id, "right"), pad(parts, -1, "right")
-    inputs = model_inputs(policy.model, packed, (part == 0).long(), [seen for _, seen in each])
+    inputs = model_inputs(policy.model, packed, (part == 0).long(), [features for _, features in each])
     positions, following = prompt_positions(policy.backbone, inputs)
     part, steps = part.to(ids.device), pad(steps, 0, "right").to(ids.device)
-    inputs |= {
-        "position_ids": torch.where(part[None] > 0, following[None] + steps[None], positions),
-        "attention_mask": packed_mask(part), "use_cache": False,
-    }  # fmt: skip
-    hidden = policy.backbone(**inputs).last_hidden_state
-    where = torch.tensor([place for i, n in enumerate(lengths) if n for place in before[i]], device=ids.device)
+    inputs["position_ids"] = torch.where(part[None] > 0, following[None] + steps[None], positions)
+    inputs["attention_mask"] = packed_mask(part)
+    hidden = policy.backbone(**inputs, use_cache=False).last_hidden_state
+    where = torch.tensor(where, device=ids.device)
     return hidden[where[:, 0], where[:, 1]]
 
 
 def packed_mask(part: torch.Tensor) -> torch.Tensor:
-    """Who may look at whom in packed rows (R, L), as (R, 1, L, L): earlier tokens of the prompt and of one's own part.
+    """Who may look at whom in packed rows (R, L), as (R, 1, L, L): earlier tokens of the prompt and of the own part.
 
     part: 0 the prompt, 1, 2, ... the completions, -1 padding (which sees itself, as a softmax needs something).
     """

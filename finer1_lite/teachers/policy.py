@@ -8,10 +8,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..cot.build import Sampler
-from ..evaluate.answers import fingerprint
 from ..files import JsonLines
 from ..policy.inputs import VisionCache
-from ..policy.load import Policy
+from ..policy.load import Policy, fingerprint
 from ..policy.rollout import rollout
 
 
