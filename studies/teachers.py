@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from finer1_lite.birds.species import ATTRIBUTES, all_species, describe
+from finer1_lite.birds.species import ATTRIBUTES, all_species, bird_truth, describe
 from finer1_lite.cot.build import Sampler
 from finer1_lite.cot.chains import chat_row, save_chains, to_completion
-from finer1_lite.cot.quality import bird_truth, chain_frame, read_row
+from finer1_lite.cot.quality import chain_frame, read_row
 from finer1_lite.policy.load import Policy, load_policy
 from finer1_lite.prompts import instructed
 from finer1_lite.recipes import sft_rows, tasks_of
