@@ -5,8 +5,8 @@ A *sampler* maps a list of (image index, prompt) to as many sampled texts: a loc
 
     descriptions -> concepts that say most about the image -> structured prompt -> chain -> check, or again
 
-Departures: the paper's prompt is not printed, this one is short enough for a model of a few million parameters; chains
-are rejected for more than a wrong prediction (see `chains`); nobody looks at the chains here (see `review`).
+Departures: the paper's prompt is not printed, this one is short enough for a model of a few million parameters; a
+chain is rejected for more than a wrong prediction (see `chains`); nobody looks at the chains here (see `review`).
 """
 
 from collections.abc import Callable, Iterable

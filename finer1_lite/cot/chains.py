@@ -13,7 +13,7 @@ as prose inside `<think>`, and the name inside `<answer>`:
 
 Quality control follows the paper (arXiv 2602.07605, Stage 1): the prediction is among the candidates and equals the
 label, at most four candidates, no mixed language. Departures: chains that name the label before the candidates, or
-that speak of the hidden hints, are rejected too (of the 404 released chains 94 and 263 do so); every rejection has its
+that speak of the hidden hints, are rejected too (94 and 263 of the 404 released chains do); every rejection has its
 reasons; the headings inside `<think>` are fixed words, so that a chain can be read back.
 """
 
@@ -217,8 +217,8 @@ def chain_statistics(chains: list[Chain], rejected: list[list[str]]) -> dict:
 
 
 def chat_row(image_index: int, label: str, question: str, completion: str, image: str | None = None) -> dict:
-    """One line of the file: a chat with `<image>` in the question, which LLaMA-Factory and others read too. image: where
-    the image lies relative to the file; if not given, `train/` and its number."""
+    """One line of the file: a chat with `<image>` in the question, which LLaMA-Factory and others read too.
+    image: where the image lies relative to the file; if not given, `train/` and its number."""
     messages = [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": completion}]
     images = [image or f"train/{image_index:05d}.png"]
     return {"image_index": image_index, "label": label, "messages": messages, "images": images}

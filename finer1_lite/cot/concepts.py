@@ -1,18 +1,18 @@
 r"""Which concepts say most about one image: the information bottleneck of the paper's Stage 1.
 
 A teacher describes the image several times; the descriptions are split into concepts. With the embeddings A of this
-image's captions, B of its concepts and C of the captions of other images, a concept's score is an InfoNCE bound on what
-it tells about the image:
+image's captions, B of its concepts and C of the captions of other images, a concept's score is an InfoNCE bound on
+what it tells about the image:
 
     score_j = sum_i log( e^{A_i.B_j / tau} / (e^{A_i.B_j / tau} + sum_k e^{B_j.C_k / tau}) )
 
 It is high if this image's captions keep saying the concept and other images' captions do not; a misreading that one
 caption holds scores low. Concepts above mean + 0.4 std stay, at least three.
 
-Source: the paper (arXiv 2602.07605) cites arXiv 2502.14044 and prints no formula; formula, tau and threshold are those
-of that work's released code. Departures: the candidate concepts are those of this image's own captions, as Stage 1 has
-one image per class; std is that of the population (nothing says which); the text encoder is a bag of concepts by default
-instead of e5-large-v2, so that nothing has to be downloaded.
+Source: the paper (arXiv 2602.07605) cites arXiv 2502.14044 and prints no formula; formula, tau and threshold are
+those of that work's released code. Departures: the candidate concepts are those of this image's own captions, as
+Stage 1 has one image per class; std is that of the population (nothing says which); the text encoder is a bag of
+concepts by default instead of e5-large-v2, so that nothing has to be downloaded.
 """
 
 import re

@@ -1,6 +1,6 @@
 """How good is a set of chains? Measures of each chain, and their means with intervals over chains.
 
-The paper has no such measures, its reviewers asked for them. Names are compared without case, punctuation and brackets.
+The paper has no such measures, its reviewers asked for them. Names are compared without case, punctuation, brackets.
 
     readable          it has the four parts (1 or 0, as are all that ask yes or no); else it has none of what follows
     answer_is_label   the answer is the label

@@ -64,10 +64,10 @@ class Review:
         """What the checks say against the completion, out of `chains.REASONS`."""
         return check_chain(self.completion(index), self.rows[index]["label"], self.names)
 
-    def view(self, wanted: str | None = None) -> list[int]:
-        """Indices of the rows in a state, of those with flags ("flagged"), or of all (None)."""
+    def view(self, wanted: str = "all") -> list[int]:
+        """Indices of the rows in a state, of those with flags ("flagged"), or of all ("all")."""
         indices = range(len(self.rows))
-        return [i for i in indices if wanted in (None, self.state(i)) or (wanted == FLAGGED and self.flags(i))]
+        return [i for i in indices if wanted in ("all", self.state(i)) or (wanted == FLAGGED and self.flags(i))]
 
     def progress(self) -> dict[str, int]:
         """How many rows are in each state."""
@@ -82,8 +82,8 @@ class Review:
         return rows
 
     def decide(self, index: int, decision: str, text: str | None = None) -> None:
-        """Accepts, edits or rejects a row, or takes its decision back ("undo"). An edit has the new text: ChainError if
-        it is no chain; what else the checks have against it, `flags` says."""
+        """Accepts, edits or rejects a row, or takes its decision back ("undo"). An edit has the new text: ChainError
+        if it is no chain; what else the checks have against it, `flags` says."""
         text = to_completion(read_chain(text)) if decision == EDIT else None
         now, row = datetime.now(timezone.utc).isoformat(timespec="milliseconds"), self._ids[index]
         self.log.append({"row": row, "reviewer": self.reviewer, "decision": decision, "text": text, "time": now})
@@ -99,8 +99,8 @@ class Review:
 
 
 def agreement(first: Review, second: Review) -> dict:
-    """How far two reviews of the same rows agree: on `both` rows that both decided the share of the `same` decision and
-    Cohen's `kappa` = (same - chance) / (1 - chance); `differ`: the indices with another decision or another text."""
+    """How far two reviews of the same rows agree: on the rows that `both` decided (how many) the share of the `same`
+    decision, Cohen's `kappa` = (same - chance) / (1 - chance), and the indices where decision or text `differ`."""
     both = [i for i in first.view() if UNDECIDED not in (first.state(i), second.state(i))]
     n, (a, b) = len(both), ([review.state(i) for i in both] for review in (first, second))
     same = sum(x == y for x, y in zip(a, b)) / n if n else nan
@@ -122,7 +122,7 @@ class ReviewDesk(W.VBox):
         self.buttons = {n: W.Button(description=n) for n in ("Previous", "Next", "Accept", "Edit", "Reject", "Undo")}
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._do(name))
-        self.filter = W.Dropdown(options=[("all", None), UNDECIDED, FLAGGED, *DECISIONS], description="Show")
+        self.filter = W.Dropdown(options=["all", UNDECIDED, FLAGGED, *DECISIONS], description="Show")
         self.filter.observe(lambda _: self._do("Show"), "value")
         self.head, self.note, self.picture = W.HTML(), W.HTML(), W.Image(layout={"width": "280px", "height": "100%"})
         self.editor = W.Textarea(rows=14, layout={"width": "auto"})
