@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from finer1_lite.cot import chains as C
 from finer1_lite.cot import concepts as K
 from finer1_lite.rewards import extract_answer, format_reward
 
-RELEASED = Path(__file__).parents[2] / "shared" / "data" / "stage1_chains_202.json"
 NAMES = ("Sage Thrasher", "Curve-billed Thrasher", "Brown Thrasher", "Crissal Thrasher")
 GOOD = dict(
     analysis="Grayish plumage with fine streaks and\na slender, slightly curved beak. Hints of yellow below.",
@@ -62,11 +59,7 @@ def test_concept_scores_equal_the_formula_written_as_loops(seed):
                 score += math.log(positive / (positive + sum(math.exp(float(b[j] @ c[k]) / tau) for k in range(7))))
             expected.append(score)
         torch.testing.assert_close(K.concept_scores(a, b, c, tau), torch.tensor(expected, dtype=torch.float64))
-
-
-def test_concept_scores_stay_finite_at_a_tiny_tau():
-    scores = K.concept_scores(torch.eye(2), torch.eye(2), torch.eye(2), tau=1e-3)
-    assert torch.isfinite(scores).all()
+    assert torch.isfinite(K.concept_scores(a, b, c, tau=1e-3)).all()
 
 
 def test_select_concepts_threshold_and_floor():
@@ -82,8 +75,8 @@ def test_select_concepts_threshold_and_floor():
 
 
 def test_choose_concepts_keeps_what_is_stable_and_rare():
-    own = [f"red crown, {rest}" for rest in ("long tail, thin beak", "long tail, thick beak", "short tail, thin beak")]
-    others = [["blue crown, short tail, thin beak"] * 2, ["gray crown, short tail, thin beak", "gray crown, thin beak"]]
+    own = ["red crown, long tail, thin beak", "red crown, long tail", "red crown, short tail, thin beak"]
+    others = [["blue crown, short tail, thin beak"] * 2, ["gray crown, short tail", "gray crown, thin beak"]]
     kept = K.choose_concepts([[*own, ""], *others])[0]
     assert {"red crown", "long tail"} <= set(kept)  # said again and again here, and nowhere else
     assert "short tail" not in kept  # once here, and of all others
@@ -94,44 +87,25 @@ def test_choose_concepts_keeps_what_is_stable_and_rare():
 # ---- the four parts
 
 
-def bird_chains():
-    """Chains of all species as diaries hold them: own looks and misread ones, candidates by name."""
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        for species in all_species():
-            looks = misread(rng, species.looks, rate=0.1 * seed)
-            options = candidates(species, looks)
-            yield species, options, chain_parts(looks, options, species.name)
-
-
-def test_completion_is_the_diary_in_tags_for_every_species():
-    for species, options, parts in bird_chains():
+@pytest.mark.parametrize("seed", range(3))
+def test_completion_is_the_diary_in_tags_for_every_species(seed):
+    rng = np.random.default_rng(seed)
+    for species in all_species():  # own looks and misread ones, candidates by name
+        looks = misread(rng, species.looks, rate=0.1 * seed)
+        options = candidates(species, looks)
+        parts = chain_parts(looks, options, species.name)
         prose = chain_prose(parts)
         chain = C.parse_prose(prose)
         assert chain.options == [o.name for o in options] and chain.prediction == species.name
         completion = C.to_completion(chain)
         assert completion == f"<think>\n{prose}\n</think>\n<answer> {species.name} </answer>"
-        assert C.parse_prose(completion) == chain
         teacher = "\n".join(f"<{key}> {text.rstrip('.')} </{key}>" for key, text in parts.items())
-        assert C.parse_tagged(teacher) == chain
+        assert C.parse_tagged(teacher) == C.parse_prose(completion) == chain
         assert format_reward(completion) == 1 and extract_answer(completion) == species.name
-        assert C.check_chain(completion, species.name, list(by_name())) == []
-        assert C.check_chain(teacher, species.name) == []
+        assert C.check_chain(completion, species.name, list(by_name())) == C.check_chain(teacher, species.name) == []
 
 
-def test_tagged_to_completion_word_for_word():
-    text = (
-        "<analysis> red crown </analysis>\n<options> a tarn; b tarn </options>\n"
-        "<comparison> a tarn: fits. b tarn: blue back </comparison>\n<prediction> a tarn </prediction>"
-    )
-    assert C.to_completion(C.parse_tagged(text)) == (
-        "<think>\nAnalysis: red crown.\nCandidates: a tarn; b tarn.\n"
-        "Comparison: a tarn: fits. b tarn: blue back.\nPrediction: a tarn.\n"
-        "</think>\n<answer> a tarn </answer>"
-    )
-
-
-words = st.lists(st.sampled_from("red long tail 2.5 cm Bécassine (rare) , : beak\n wing".split(" ")), min_size=1, max_size=9)
+words = st.lists(st.sampled_from("red 2.5 cm Bécassine (rare) , : beak\n wing".split(" ")), min_size=1, max_size=9)
 names = st.lists(st.sampled_from(("House Finch", "a b", "F-150", "St. Bernard", "Crow (x)")), min_size=1, max_size=4)
 
 
@@ -169,23 +143,16 @@ def test_order_of_parts_and_talk_around_the_tags():
     assert C.parse_tagged(spaced) == C.parse_tagged(tagged())
 
 
-@pytest.mark.parametrize("heading", C.HEADINGS)
-def test_prose_errors_name_the_heading(heading):
-    completion = C.to_completion(C.parse_tagged(tagged()))
-    with pytest.raises(C.ChainError, match=f"{heading}: is missing"):
-        C.parse_prose(completion.replace(f"{heading}:", "So"))
-    with pytest.raises(C.ChainError, match=f"{heading}: is duplicated"):
-        C.parse_prose(completion.replace("\n</think>", f"\n{heading}: more.\n</think>"))
-
-
 @pytest.mark.parametrize("change, message", [
+    *[((f"{heading}:", "So"), f"{heading}: is missing") for heading in C.HEADINGS],
+    *[(("\n</think>", f"\n{heading}: more.\n</think>"), f"{heading}: is duplicated") for heading in C.HEADINGS],
     (("<think>", ""), "tags should be"),
     (("<answer>", "<answer><Answer>"), "tags should be"),
     (("<answer> Sage Thrasher", "<answer> Brown Thrasher"), "is not the prediction 'Sage Thrasher'"),
     (("<think>", "Well. <think>"), "tags should be"),
     (("<think>\n", "<think>\nHm.\n"), "not the first thing said"),
 ])  # fmt: skip
-def test_prose_errors_of_the_frame(change, message):
+def test_prose_errors_name_the_heading_or_the_frame(change, message):
     completion = C.to_completion(C.parse_tagged(tagged()))
     with pytest.raises(C.ChainError, match=message):
         C.parse_prose(completion.replace(*change))
@@ -202,7 +169,7 @@ def test_forms_of_a_candidate_list(text):
 # ---- quality control
 
 
-@pytest.mark.parametrize("reason, changes", [
+@pytest.mark.parametrize("reasons, changes", [
     (None, {}),
     (None, {"prediction": "sage thrasher."}),
     (None, {"analysis": "A brown bird, as thrashers are, length < 30 cm (11 µm a barb), near a résumé."}),
@@ -221,23 +188,19 @@ def test_forms_of_a_candidate_list(text):
     (C.DUPLICATES, {"options": "Sage Thrasher; Brown Thrasher; brown thrasher (Toxostoma)"}),
     (C.MIXED, {"analysis": "Gray plumage 灰色 with streaks."}),
     (C.MIXED, {"comparison": "The другой is larger."}),
+    (C.NOT_LABEL, {"prediction": "Brown Thrasher"}),
+    ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Wren"}),
+    ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Sage Thrasher or Brown Thrasher"}),
 ])  # fmt: skip
-def test_each_defect_has_its_reason(reason, changes):
-    assert C.check_chain(tagged(**changes), "Sage Thrasher") == ([reason] if reason else [])
-
-
-def test_wrong_predictions_and_several_defects():
-    assert C.check_chain(tagged(prediction="Brown Thrasher"), "Sage Thrasher") == [C.NOT_LABEL]
-    assert C.check_chain(tagged(prediction="Wren"), "Sage Thrasher") == [C.NOT_CANDIDATE, C.NOT_LABEL]
-    assert C.check_chain(tagged(prediction="Sage Thrasher or Brown Thrasher"), "Sage Thrasher") == [
-        C.NOT_CANDIDATE, C.NOT_LABEL]  # fmt: skip
-    assert C.check_chain("灰色, as provided", "Wren") == [C.FORMAT, C.HINTED, C.MIXED]
-    assert C.check_chain("", "Wren") == [C.FORMAT]
+def test_each_defect_has_its_reason(reasons, changes):
+    reasons = reasons if isinstance(reasons, list) else [reasons] if reasons else []
+    assert C.check_chain(tagged(**changes), "Sage Thrasher") == reasons
 
 
 def test_a_label_in_another_script_is_no_mixed_language():
     text = tagged(options="画眉; Wren", prediction="画眉", comparison="The 画眉 fits.")
-    assert C.check_chain(text, "画眉") == []
+    assert C.check_chain(text, "画眉") == [] and C.check_chain("", "Wren") == [C.FORMAT]
+    assert C.check_chain("灰色, as provided", "Wren") == [C.FORMAT, C.HINTED, C.MIXED]
     assert C.check_chain(text, "Wren", known_names=["画眉"]) == [C.NOT_LABEL]
 
 
@@ -250,13 +213,6 @@ def test_words_that_give_a_label_away():
     leaked = tagged(analysis="A typical Wompoo bird.", options="Wompoo Dove; Wren", prediction="Wompoo Dove")
     assert C.check_chain(leaked, "Wompoo Dove") == [C.LEAK]
     assert C.check_chain(leaked, "Wompoo Dove", ["Wompoo Pigeon", "Wompoo Dove"]) == []  # a group's word
-
-
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released chains are not on this machine")
-def test_hints_in_the_released_chains():
-    """263 of all 404 rows mention hints. This file holds half of them: 138 with the bare strings, 142 with `HINTS`."""
-    rows = json.loads(RELEASED.read_text(encoding="utf-8"))
-    assert sum(C.HINTED in C.check_chain(row["messages"][-1]["content"], "Wren") for row in rows) == 142
 
 
 def test_statistics():
@@ -274,36 +230,27 @@ def test_statistics():
     assert C.chain_statistics([], [])["words"] == {"min": 0, "median": 0, "max": 0}
 
 
-# ---- the file
-
-
 def rows(n=3):
     completion = C.to_completion(C.parse_tagged(tagged(comparison="One\u2028line, 灰.")))
-    return [C.chat_row(i, "Sage Thrasher", "Which bird is this?", completion, f"images/{i}.jpg") for i in range(n)]
+    return [C.chat_row(i, "Sage Thrasher", "Which bird is this?", completion, f"{i}.jpg") for i in range(n)]
 
 
 def test_file_round_trip(tmp_path):
     path = tmp_path / "new" / "chains.jsonl"
     C.save_chains(path, rows())
     assert C.load_chains(path) == rows()
-    assert [p.name for p in path.parent.iterdir()] == ["chains.jsonl"]
     first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     assert first["messages"][0] == {"role": "user", "content": "<image>Which bird is this?"}
     assert list(first) == ["image_index", "label", "messages", "images"]
     question, completion = C.question_and_completion(first)
     assert question == "Which bird is this?" and C.parse_prose(completion).prediction == "Sage Thrasher"
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path):
-    path = tmp_path / "chains.jsonl"
-    C.save_chains(path, rows(1))
     with pytest.raises(C.ChainError, match="a row should hold image_index, label"):
         C.save_chains(path, [rows()[0], {"image_index": 1}])
-    assert C.load_chains(path) == rows(1) and len(list(tmp_path.iterdir())) == 1
+    assert C.load_chains(path) == rows()  # the old file stays
 
 
 @pytest.mark.parametrize("line, message", [
-    ("{", "line 2: Expecting"), ("[]", "line 2: should be an object"), ("{}", "line 2: a row should hold image_index"),
+    ("{", "line 2: Expecting"), ("[]", "line 2: should be an object"), ("{}", "line 2: a row should hold"),
     (json.dumps(rows()[0] | {"label": 3}), "line 2: a row"),
     (json.dumps(rows()[0] | {"messages": rows()[0]["messages"][:1]}), "line 2: a row"),
     (json.dumps(rows()[0] | {"messages": [1, 2]}), "line 2: a row"),
@@ -318,10 +265,6 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 
 
 # ---- the teacher's loop
-
-
-def test_descriptions_are_asked_for_as_the_base_learnt_it():
-    assert T.DESCRIBE == tuple(LOOKS_QUESTIONS)
 
 
 class Sampled:
@@ -352,12 +295,13 @@ def tasks(n=20):
 
 
 def build(seed, max_rounds=12, **options):
-    teacher = Sampled(seed, **options)
-    return teacher, T.build_chains(tasks(), teacher.describe, teacher.write, K.choose_concepts, max_rounds, samples=2)
+    t = Sampled(seed, **options)
+    return t, T.build_chains(tasks(), t.describe, t.write, K.choose_concepts, max_rounds, samples=2)
 
 
 def test_build_chains_resamples_until_accepted():
     teacher, built = build(0)
+    assert T.DESCRIBE == tuple(LOOKS_QUESTIONS)  # as the base learnt to be asked
     assert [a.task for a in built.accepted] == list(range(20))
     assert all(a.chain.prediction == tasks()[a.task].label and not a.reasons for a in built.accepted)
     assert built.rejected and all(a.reasons for a in built.rejected)
@@ -365,13 +309,13 @@ def test_build_chains_resamples_until_accepted():
     for attempt in built.accepted:  # one sample a round, and none after the accepted one
         earlier = [a.round for a in built.rejected if a.task == attempt.task]
         assert earlier == list(range(1, attempt.round))
-    assert [len(c) for c in built.captions] == [2 * len(T.DESCRIBE)] * 20
-    assert all(len(c) >= 3 for c in built.concepts)
+    assert [len(c) for c in built.captions] == [2 * len(T.DESCRIBE)] * 20 and all(len(c) >= 3 for c in built.concepts)
     assert [kind for kind, _ in teacher.calls].count("describe") == 1
     first_round = teacher.calls[1][1]
     assert first_round[3] == (30, (
-        f"Which bird is this? The label is {tasks()[3].label}. Features: {', '.join(built.concepts[3])}. Answer in four "
-        "parts: <analysis> </analysis> <options> </options> <comparison> </comparison> <prediction> </prediction>."
+        f"Which bird is this? The label is {tasks()[3].label}. Features: {', '.join(built.concepts[3])}. "
+        "Answer in four parts: <analysis> </analysis> <options> </options> <comparison> </comparison> "
+        "<prediction> </prediction>."
     ))  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from finer1_lite.cot.chains import Chain, to_completion
 
 CHAINS = Path(__file__).parents[1] / "finer1_lite" / "birds" / "assets" / "reference" / "chains.jsonl"
 GOOD = Chain("red crown, brown back.", ["a tarn", "b tarn"], "a tarn: fits. b tarn: blue back.", "a tarn")
-POOR = Chain("The a tarn, as the description says.", ["b tarn", "c tarn", "b pell", "d tarn"], "b tarn: no.", "e marl")
+POOR = Chain("The a tarn, as the description says.", ["b tarn", "c tarn", "b pell", "d tarn"], "b tarn: no.", "marl")
 
 
 @pytest.mark.parametrize("analysis, share", [
@@ -39,7 +39,7 @@ def test_coverage_counts_candidates_not_other_names():
 
 
 def test_frame_and_table_by_hand():
-    rows = [Q.Row(GOOD, "A tarn", "a tarn"), Q.Row(None, "a tarn", ""), Q.Row(POOR, "a tarn", "e marl")]
+    rows = [Q.Row(GOOD, "A tarn", "a tarn"), Q.Row(None, "a tarn", ""), Q.Row(POOR, "a tarn", "marl")]
     truth = [["red crown", "green back"], [], ["red crown"]]
     frame, table = Q.chain_frame(rows, truth), Q.quality_table(rows, truth).set_index("metric")
     assert frame.loc[1].dropna().to_dict() == {"readable": 0, "answer_is_label": 0}

@@ -98,12 +98,8 @@ def test_a_kill_loses_nothing_and_half_a_line_is_dropped(path):
     assert states(review)[:3] == ["accept", "reject", UNDECIDED]
     review.decide(2, "accept")
     assert path.read_bytes().startswith(whole) and len(lines(path)) == 3
-
-
-def test_a_broken_line_is_named(review, path):
-    review.decide(0, "accept")
-    path.write_bytes(path.read_bytes() + b'{"row": "a"}\n')
-    with pytest.raises(ValueError, match="ada.jsonl, line 2"):
+    path.write_bytes(whole + b'{"row": "a"}\n')
+    with pytest.raises(ValueError, match="ada.jsonl, line 3"):
         Review(make_rows(), path, "ada")
 
 
@@ -119,15 +115,10 @@ def test_decisions_on_rows_that_changed_stay_in_the_file(review, path):
 
 
 def test_a_row_is_known_by_what_is_reviewed():
-    row = make_rows(1)[0]
-    assert row_id(row | {"image_index": 7}) == row_id(copy.deepcopy(row))
-    others = [
-        chat_row(0, "wick", "Which bird?", completion("tarn"), "0.png"),
-        chat_row(0, "tarn", "Which?", completion("tarn"), "0.png"),
-        chat_row(0, "tarn", "Which bird?", completion("tarn", "blue."), "0.png"),
-        chat_row(0, "tarn", "Which bird?", completion("tarn"), "1.png"),
-    ]
-    assert len({row_id(r) for r in (row, *others)}) == 5
+    told = ("tarn", "Which bird?", completion("tarn"), "0.png")
+    others = [("wick", *told[1:]), ("tarn", "Which?", *told[2:]), (*told[:2], "", "0.png"), (*told[:3], "1.png")]
+    assert len({row_id(chat_row(0, *row)) for row in (told, *others)}) == 5
+    assert row_id(chat_row(7, *told)) == row_id(chat_row(0, *told))
 
 
 def test_an_edit_must_be_a_chain_and_its_flags_are_told(review, path):
