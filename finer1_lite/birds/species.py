@@ -126,3 +126,10 @@ def look_alikes(name: str, k: int = 3) -> tuple[Species, ...]:
     """The `k` species of the world that differ from the species `name` in the fewest attributes, nearest first."""
     others = (s for s in all_species() if s.name != name)
     return tuple(nearest(by_name()[name].looks, others)[:k])
+
+
+def bird_truth(rows) -> list[list[str]] | None:
+    """The looks of the species of rows with a `label`, as phrases ("red crown"); None if a label is no species."""
+    if not all(row.label in by_name() for row in rows):
+        return None
+    return [by_name()[row.label].describe().split(", ") for row in rows]

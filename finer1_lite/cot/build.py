@@ -1,14 +1,12 @@
 """Asking a teacher for chains: the prompts, and sampling again until a chain passes quality control.
 
-How the texts are generated does not matter here. A *sampler* is a callable that maps a list of (image index,
-prompt) to as many sampled texts: a local model with batched generation, or an endpoint. It may keep what it
-was answered on disk. `build_chains` does, as in the paper (arXiv 2602.07605, Stage 1):
+A *sampler* maps a list of (image index, prompt) to as many sampled texts: a local model, or an endpoint. With one
+`build_chains` does as the paper (arXiv 2602.07605, Stage 1):
 
     descriptions -> concepts that say most about the image -> structured prompt -> chain -> check, or again
 
-Departures: the paper's prompt is not printed, this one is short enough for a model of a few million
-parameters; rejection has more reasons than a wrong prediction (see `chains`); nobody looks at the chains
-here.
+Departures: the paper's prompt is not printed, this one is short enough for a model of a few million parameters; a
+chain is rejected for more than a wrong prediction (see `chains`); nobody looks at the chains here (see `review`).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,11 +15,9 @@ from dataclasses import dataclass
 from .chains import Chain, check_chain, read_chain
 
 DESCRIBE = (
-    "Describe the bird.",
-    "Describe the head of the bird.",
-    "Describe the body of the bird.",
+    "Describe the bird.", "Describe the head of the bird.", "Describe the body of the bird.",
     "Describe the wing and the tail of the bird.",
-)
+)  # fmt: skip
 FOUR_PARTS = (
     "Answer in four parts: <analysis> </analysis> <options> </options> <comparison> </comparison> "
     "<prediction> </prediction>."
@@ -64,20 +60,12 @@ class Built:
 
 
 def structured_prompt(question: str, label: str, concepts: list[str]) -> str:
-    """The teacher's prompt: it is told the label and what to look at, and reasons towards it.
-
-    >>> structured_prompt("Which bird is this?", "a tarn", ["red crown", "long tail"])[:78]
-    'Which bird is this? The label is a tarn. Features: red crown, long tail. Answe'
-    """
+    """The teacher's prompt: it is told the label and what to look at, and reasons towards it."""
     return f"{question} The label is {label}. Features: {', '.join(concepts)}. {FOUR_PARTS}"
 
 
 def describe_questions(noun: str) -> tuple[str, ...]:
-    """Four ways to ask for a description of any kind of thing, each with another emphasis, as `DESCRIBE` for birds.
-
-    >>> describe_questions("car")[1]
-    'Describe the colours and the markings of the car.'
-    """
+    """Four ways to ask for a description of any kind of thing ("car"), each with another emphasis."""
     emphases = ("", "the colours and the markings of ", "the shape of ", "the parts of ")
     return tuple(f"Describe {emphasis}the {noun}." for emphasis in emphases)
 
@@ -96,63 +84,39 @@ def explained_prompt(question: str, label: str, concepts: list[str]) -> str:
     )
 
 
-def _sample(sampler: Sampler, prompts: list[tuple[int, str]]) -> list[str]:
-    texts = list(sampler(prompts))
-    if len(texts) != len(prompts):
-        raise ValueError(
-            f"the sampler gave {len(texts)} texts for {len(prompts)} prompts; it should give one each"
-        )
-    return texts
-
-
 def describe_images(
     rows: list[Task], describe: Sampler, questions: tuple[str, ...] = DESCRIBE, samples: int = 1
 ) -> list[list[str]]:
     """Captions of each row's image: `samples` answers to each question, in one call of the sampler."""
-    asked = [question for question in questions for _ in range(samples)]
-    texts = _sample(describe, [(row.image_index, question) for row in rows for question in asked])
-    return [texts[i : i + len(asked)] for i in range(0, len(texts), len(asked))]
+    prompts = [(row.image_index, question) for row in rows for question in questions for _ in range(samples)]
+    texts = [text for _, text in zip(prompts, describe(prompts), strict=True)]
+    each = len(questions) * samples
+    return [texts[i : i + each] for i in range(0, len(texts), each)]
 
 
 def build_chains(
-    rows: list[Task],
-    describe: Sampler,
-    write: Sampler,
-    choose_concepts: Callable[[list[list[str]]], list[list[str]]],
-    max_rounds: int = 8,
-    known_names: Iterable[str] | None = None,
-    questions: tuple[str, ...] = DESCRIBE,
-    samples: int = 1,
+    rows: list[Task], describe: Sampler, write: Sampler,
+    choose_concepts: Callable[[list[list[str]]], list[list[str]]], max_rounds: int = 8,
+    known_names: Iterable[str] | None = None, questions: tuple[str, ...] = DESCRIBE, samples: int = 1,
     prompt: Callable[[str, str, list[str]], str] = structured_prompt,
-) -> Built:
+) -> Built:  # fmt: skip
     """Chains for rows, each sampled again until it is accepted, at most `max_rounds` times.
 
     choose_concepts: captions of all rows -> kept concepts of each, as `concepts.choose_concepts`. prompt: question,
-    label and concepts -> what `write` is asked; `explained_prompt` suits a large teacher. `describe`
-    is called once, `write` once a round with the rows still open, so that both can work in batches. Accepted
-    attempts come in the order of the rows, rejected ones in that of sampling; a row without an accepted one
-    was given up. The same samplers give the same result. Raises ValueError for max_rounds < 1 and a sampler
-    that loses texts.
+    label and concepts -> what `write` is asked; `explained_prompt` suits a large teacher. known_names: see
+    `check_chain`. `describe` is called once, `write` once a round with the rows still open. Accepted attempts come in
+    the order of the rows, rejected ones in that of sampling; a row without an accepted one was given up.
     """
-    if max_rounds < 1:
-        raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
     names = None if known_names is None else list(known_names)
     captions = describe_images(rows, describe, questions, samples)
     concepts = choose_concepts(captions)
-    prompts = [
-        (r.image_index, prompt(r.question, r.label, c))
-        for r, c in zip(rows, concepts, strict=True)
-    ]
-    accepted: dict[int, Attempt] = {}
-    rejected: list[Attempt] = []
+    prompts = [(r.image_index, prompt(r.question, r.label, c)) for r, c in zip(rows, concepts, strict=True)]
+    accepted, rejected, left = [], [], list(range(len(rows)))
     for number in range(1, max_rounds + 1):
-        open_rows = [i for i in range(len(rows)) if i not in accepted]
-        if not open_rows:
+        if not left:
             break
-        for i, text in zip(open_rows, _sample(write, [prompts[i] for i in open_rows])):
+        for i, text in zip(left, write([prompts[i] for i in left]), strict=True):
             attempt = Attempt(i, number, text, tuple(check_chain(text, rows[i].label, names)))
-            if attempt.reasons:
-                rejected.append(attempt)
-            else:
-                accepted[i] = attempt
-    return Built(captions, concepts, [accepted[i] for i in sorted(accepted)], rejected)
+            (rejected if attempt.reasons else accepted).append(attempt)
+        left = sorted(set(left) - {attempt.task for attempt in accepted})
+    return Built(captions, concepts, sorted(accepted, key=lambda a: a.task), rejected)

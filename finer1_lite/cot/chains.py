@@ -1,4 +1,4 @@
-r"""Chains of thought in four parts: reading, writing, quality control, and the file that the SFT reads.
+"""Chains of thought in four parts: reading, writing, quality control, and the file that the SFT reads.
 
 A teacher answers in tags, `<analysis> <options> <comparison> <prediction>`; the student learns the same parts
 as prose inside `<think>`, and the name inside `<answer>`:
@@ -11,15 +11,12 @@ as prose inside `<think>`, and the name inside `<answer>`:
     </think>
     <answer> a tarn </answer>
 
-Quality control follows the paper (arXiv 2602.07605, Stage 1): the prediction is among the candidates and
-equals the label, at most four candidates, no mixed language. Departures: chains that name the label before
-the candidates, or that speak of the hidden hints, are rejected too (of the 404 released chains 94 and 263 do
-so); every rejection has its reasons; the headings inside `<think>` are fixed words, so that a chain can be
-read back.
+Quality control follows the paper (arXiv 2602.07605, Stage 1): the prediction is among the candidates and equals the
+label, at most four candidates, no mixed language. Departures: chains that name the label before the candidates, or
+that speak of the hidden hints, are rejected too (94 and 263 of the 404 released chains do); every rejection has its
+reasons; the headings inside `<think>` are fixed words, so that a chain can be read back.
 """
 
-import json
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -29,41 +26,32 @@ from pathlib import Path
 from statistics import median
 
 from ..data.names import normal_name
+from ..files import read_jsonl, write_jsonl
 
 MAX_CANDIDATES = 4
-FORMAT = "format"
-LEAK = "label before candidates"
-HINTED = "hints mentioned"
-NOT_CANDIDATE = "prediction not among candidates"
-NOT_LABEL = "prediction is not the label"
-TOO_MANY = "too many candidates"
-DUPLICATES = "duplicate candidates"
-MIXED = "mixed language"
-REASONS = (FORMAT, LEAK, HINTED, NOT_CANDIDATE, NOT_LABEL, TOO_MANY, DUPLICATES, MIXED)
-
-# How a teacher speaks of what only its prompt held. "a hint of yellow" is a colour.
-HINTS = (
-    r"\bprovided\b",
-    r"\b(?:the|this|your) descriptions?\b",
-    r"\bhints?\b(?! of\b)",
-    r"\b(?:given|the|the correct) label\b",
-    r"\bgiven (?:features|concepts|information)\b",
-    r"\bthe prompt\b",
-)
-# Words of names that any description uses: they do not give a name away. A false alarm costs one more sample.
-ORDINARY = frozenset(
-    "black white gray grey brown blue green yellow orange purple pink golden silver scarlet rufous dark light"
-    " bright plain spotted streaked striped banded barred ringed crested hooded eared horned masked winged"
-    " billed throated headed tailed breasted bellied crowned backed faced painted glossy long short small"
-    " large great little least giant miniature standard common wild tree rock house spring water northern"
-    " southern eastern western".split()
-)
 PARTS = ("analysis", "options", "comparison", "prediction")
 HEADINGS = ("Analysis", "Candidates", "Comparison", "Prediction")
+REASONS = FORMAT, LEAK, HINTED, NOT_CANDIDATE, NOT_LABEL, TOO_MANY, DUPLICATES, MIXED = (
+    "format", "label before candidates", "hints mentioned", "prediction not among candidates",
+    "prediction is not the label", "too many candidates", "duplicate candidates", "mixed language",
+)  # fmt: skip
+# How a teacher speaks of what only its prompt held. "a hint of yellow" is a colour.
+HINTS = re.compile(
+    r"\bprovided\b|\b(?:the|this|your) descriptions?\b|\bhints?\b(?! of\b)|\b(?:given|the|the correct) label\b"
+    r"|\bgiven (?:features|concepts|information)\b|\bthe prompt\b",
+    re.IGNORECASE,
+)
+# Words of names that any description uses: they do not give a name away. A false alarm costs one more sample.
+ORDINARY = set(
+    "black white gray grey brown blue green yellow orange purple pink golden silver scarlet rufous dark light bright"
+    " plain spotted streaked striped banded barred ringed crested hooded eared horned masked winged billed throated"
+    " headed tailed breasted bellied crowned backed faced painted glossy long short small large great little least"
+    " giant miniature standard common wild tree rock house spring water northern southern eastern western".split()
+)
 
 
 class ChainError(ValueError):
-    """A text is not a chain, or a file of chains is broken; says what is missing."""
+    """A text is not a chain, or a row of a file of chains is broken; says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -77,26 +65,21 @@ class Chain:
 
 
 def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith(".") else text + "."
+    return text.strip().removesuffix(".") + "."
 
 
 def _options(text: str) -> list[str]:
-    """Names of a list with semicolons or one on a line, else with commas; list marks and the full stop go."""
     text = text.strip().removesuffix(".")
     pieces = re.split(r"[;\n]", text) if re.search(r"[;\n]", text) else text.split(",")
     names = (re.sub(r"^(?:\d+[.)]|[-*•])\s+", "", p.strip()) for p in pieces)
     return [n.strip() for n in names if n.strip()]
 
 
-def _once(pattern: str, text: str, what: str) -> None:
-    found = len(re.findall(pattern, text, re.IGNORECASE | re.MULTILINE))
-    if found != 1:
-        raise ChainError(f"{what} is {'duplicated' if found else 'missing'}")
-
-
-def _chain(pattern: str, text: str) -> Chain:
-    """A chain of the pattern's four groups."""
+def _chain(text: str, marks: dict[str, str], pattern: str) -> Chain:
+    for name, mark in marks.items():
+        found = len(re.findall(mark, text, re.IGNORECASE | re.MULTILINE))
+        if found != 1:
+            raise ChainError(f"{name} is {'duplicated' if found else 'missing'}")
     found = re.search(pattern, text, re.DOTALL | re.IGNORECASE | re.MULTILINE)
     if not found:
         raise ChainError(f"parts are out of order or not the first thing said; they are {', '.join(PARTS)}")
@@ -110,37 +93,28 @@ def _chain(pattern: str, text: str) -> Chain:
 
 
 def parse_tagged(text: str) -> Chain:
-    """A teacher's answer as a chain; what surrounds the tags is dropped.
-
-    Raises ChainError naming the part that is missing, duplicated, empty or out of order.
+    """A teacher's answer as a chain; what surrounds the tags is dropped. Candidates are separated by semicolons or
+    lines, else by commas. Raises ChainError naming the part that is missing, duplicated, empty or out of order.
 
     >>> parse_tagged("<analysis> x </analysis> <options> a; b. </options> <comparison> y </comparison>"
     ...              "<prediction> a. </prediction>")
     Chain(analysis='x.', options=['a', 'b'], comparison='y.', prediction='a')
     """
-    for part in PARTS:
-        _once(rf"<\s*{part}\s*>", text, f"<{part}>")
-        _once(rf"<\s*/\s*{part}\s*>", text, f"</{part}>")
-    return _chain(r".*?".join(rf"<\s*{part}\s*>(.*?)<\s*/\s*{part}\s*>" for part in PARTS), text)
+    marks = {f"<{p}>": rf"<\s*{p}\s*>" for p in PARTS} | {f"</{p}>": rf"<\s*/\s*{p}\s*>" for p in PARTS}
+    return _chain(text, marks, ".*?".join(rf"{marks[f'<{p}>']}(.*?){marks[f'</{p}>']}" for p in PARTS))
 
 
 def parse_prose(text: str) -> Chain:
-    """A student's completion, or its thinking part alone, as a chain.
-
-    Raises ChainError naming the part that is missing, duplicated, empty or out of order, and if the answer is
-    not the prediction.
-    """
-    answer, body = None, text
-    if re.search("</?(?:think|answer)>", text):
-        for tag in ("<think>", "</think>", "<answer>", "</answer>"):
-            _once(tag, text, tag)
+    """A student's completion, or its thinking part alone, as a chain. Raises ChainError as `parse_tagged`, and if the
+    answer is not the prediction."""
+    answer, body, tag = None, text, re.compile("</?(?:think|answer)>")
+    if tag.search(text):
         found = re.fullmatch(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", text, re.DOTALL)
-        if not found:
-            raise ChainError("the tags are out of order, they should be <think> </think> <answer> </answer>")
-        body, answer = found.group(1), found.group(2).strip()
-    for heading in HEADINGS:
-        _once(rf"^{heading}:", body, f"{heading}:")
-    chain = _chain(r"\A\s*" + "".join(rf"^{heading}:(.*?)" for heading in HEADINGS) + r"\Z", body)
+        if not found or re.search(tag.pattern, found[1] + found[2], re.IGNORECASE):
+            raise ChainError("the tags should be <think> </think> <answer> </answer>, each once and in this order")
+        body, answer = found[1], found[2].strip()
+    marks = {f"{heading}:": f"^{heading}:" for heading in HEADINGS}
+    chain = _chain(body, marks, r"\A\s*" + "".join(f"{mark}(.*?)" for mark in marks.values()) + r"\Z")
     if answer not in (None, chain.prediction):
         raise ChainError(f"the answer {answer!r} is not the prediction {chain.prediction!r}")
     return chain
@@ -159,9 +133,17 @@ def to_completion(chain: Chain) -> str:
     return f"<think>\n{to_prose(chain)}\n</think>\n<answer> {chain.prediction} </answer>"
 
 
+def read_chain(text: str) -> Chain:
+    """A chain in either form. Raises ChainError, also if it is lost when written as a completion."""
+    chain = parse_tagged(text) if re.search(r"<\s*analysis\s*>", text, re.IGNORECASE) else parse_prose(text)
+    if parse_prose(to_completion(chain)) != chain:
+        raise ChainError("the chain reads differently once written as a completion")
+    return chain
+
+
 def spelt(chain: Chain, label: str) -> Chain:
-    """The chain with its name as the data set writes it, "Black footed Albatross" for "Black-footed Albatross": it is
-    what the reward looks for. The chain itself, where it could not be read again with that name in it."""
+    """The chain with its name as the data set writes it, which the reward looks for: "Black footed Albatross" for
+    "Black-footed Albatross". The chain itself, where it could not be read again with that name in it."""
     same = normal_name(chain.prediction)
     options = [label if normal_name(option) == same else option for option in chain.options]
     made = replace(chain, options=options, prediction=label)
@@ -187,139 +169,87 @@ def names_label(text: str, label: str, others: Iterable[str] = ()) -> bool:
     return any(f" {form} " in spoken or f" {form}s " in spoken for form in forms)
 
 
-def mentions_hints(text: str, hints: tuple[str, ...] = HINTS) -> bool:
-    """Whether a text speaks of what only the teacher's prompt held; `hints` are regular expressions."""
-    return any(re.search(hint, text, re.IGNORECASE) for hint in hints)
+def _mixed_language(text: str, names: Iterable[str]) -> bool:
+    def scripts(said: str) -> set[str]:
+        letters = [c for c in set(said) if unicodedata.category(c) in ("Ll", "Lu", "Lo")]
+        return {unicodedata.name(c, "UNNAMED").split()[0] for c in letters}
 
-
-def _scripts(text: str) -> set[str]:
-    """Scripts of the letters of a text, by the first word of their Unicode names."""
-    return {
-        unicodedata.name(c, "UNNAMED").split()[0]
-        for c in set(text)
-        if unicodedata.category(c) in ("Ll", "Lu", "Lo")
-    }
-
-
-def mixed_language(text: str, names: Iterable[str] = ()) -> bool:
-    """Whether a text has letters that are neither Latin nor of a script in which the names are written."""
     signs = {"LATIN", "MICRO", "MASCULINE", "FEMININE", "OHM", "ANGSTROM", "KELVIN"}  # µ, º, ª and units
-    return bool(_scripts(text) - _scripts(" ".join(names)) - signs)
+    return bool(scripts(text) - scripts(" ".join(names)) - signs)
 
 
-def read_chain(text: str) -> Chain:
-    """A chain in either form. Raises ChainError, also if it is lost when written as a completion."""
-    chain = parse_tagged(text) if re.search(r"<\s*analysis\s*>", text, re.IGNORECASE) else parse_prose(text)
-    if parse_prose(to_completion(chain)) != chain:
-        raise ChainError("the chain reads differently once written as a completion")
-    return chain
-
-
-def check_chain(
-    text: str, label: str, known_names: Iterable[str] | None = None, prompt_hints: tuple[str, ...] = HINTS
-) -> list[str]:
+def check_chain(text: str, label: str, known_names: Iterable[str] | None = None) -> list[str]:
     """What is wrong with a chain in either form, as reasons out of `REASONS`; empty if it is accepted.
 
-    known_names: all names of the data set, if known; a word that several of them share gives no label away.
-    prompt_hints: regular expressions for talk of the hidden prompt.
+    known_names: all names of the data set, if known; a word that several of them share gives no label away. Language
+    is mixed where letters are neither Latin nor of a script in which the names are written.
     """
     names = [label, *(known_names or ())]
     try:
         chain = read_chain(text)
+        text = to_prose(chain)
     except ChainError:
-        found = {FORMAT: True, HINTED: mentions_hints(text, prompt_hints), MIXED: mixed_language(text, names)}
+        found = {FORMAT: True}
     else:
         options, prediction = [normal_name(o) for o in chain.options], normal_name(chain.prediction)
         found = {
             LEAK: names_label(chain.analysis, label, [*chain.options, *names]),
-            HINTED: mentions_hints(to_prose(chain), prompt_hints),
             NOT_CANDIDATE: prediction not in options,
             NOT_LABEL: prediction != normal_name(label),
             TOO_MANY: len(options) > MAX_CANDIDATES,
             DUPLICATES: len(set(options)) < len(options),
-            MIXED: mixed_language(to_prose(chain), names),
         }
+    found |= {HINTED: bool(HINTS.search(text)), MIXED: _mixed_language(text, names)}
     return [reason for reason in REASONS if found.get(reason)]
 
 
-def chain_statistics(chains: Iterable[Chain], rejected: Iterable[list[str]] = ()) -> dict:
-    """Counts of a set: chains, words of the thinking part, candidates per chain, rejections by reason.
-
-    rejected: the reasons of each rejected chain; one with two reasons counts for both.
-    """
-    chains, rejected = list(chains), list(rejected)
+def chain_statistics(chains: list[Chain], rejected: list[list[str]]) -> dict:
+    """Counts of a set: chains, words of the thinking part, candidates per chain, rejections by reason. rejected: the
+    reasons of each rejected chain; one with two reasons counts for both."""
     words = [len(to_prose(chain).split()) for chain in chains] or [0]
-    by_reason = Counter(reason for reasons in rejected for reason in reasons)
+    reasons = Counter(reason for found in rejected for reason in found)
     return {
-        "accepted": len(chains),
-        "rejected": len(rejected),
+        "accepted": len(chains), "rejected": len(rejected),
         "words": {"min": min(words), "median": median(words), "max": max(words)},
         "candidates": dict(sorted(Counter(len(chain.options) for chain in chains).items())),
-        "reasons": {reason: by_reason[reason] for reason in REASONS if by_reason[reason]},
-    }
+        "reasons": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+    }  # fmt: skip
 
 
 def chat_row(image_index: int, label: str, question: str, completion: str, image: str | None = None) -> dict:
     """One line of the file: a chat with `<image>` in the question, which LLaMA-Factory and others read too.
-
-    image: where the image lies relative to the file, or its id; if not given, `train/` and its number.
-    """
-    image = image or f"train/{image_index:05d}.png"
-    user = {"role": "user", "content": f"<image>{question}"}
-    answer = {"role": "assistant", "content": completion}
-    return {"image_index": image_index, "label": label, "messages": [user, answer], "images": [image]}
+    image: where the image lies relative to the file; if not given, `train/` and its number."""
+    messages = [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": completion}]
+    images = [image or f"train/{image_index:05d}.png"]
+    return {"image_index": image_index, "label": label, "messages": messages, "images": images}
 
 
 def question_and_completion(row: dict) -> tuple[str, str]:
-    """Question (without `<image>`) and completion of a row. Raises ChainError naming what is wrong."""
-    if not isinstance(row, dict):
-        raise ChainError(f"a row should be an object, got {type(row).__name__}")
-    for key, kind in {"image_index": int, "label": str, "messages": list, "images": list}.items():
-        if not isinstance(row.get(key), kind):
-            raise ChainError(f"'{key}' should be there and be of type {kind.__name__}")
-    turns = [m if isinstance(m, dict) else {} for m in row["messages"]]
-    texts = [m.get("content") for m in turns]
-    if [m.get("role") for m in turns] != ["user", "assistant"] or not all(isinstance(t, str) for t in texts):
-        raise ChainError("'messages' should be one user and one assistant turn with text as content")
-    if texts[0].count("<image>") != len(row["images"]) or not texts[0].startswith("<image>"):
-        raise ChainError("the question should start with <image>, one for each of 'images'")
-    return texts[0].removeprefix("<image>"), texts[1]
+    """Question (without `<image>`) and completion of a row of `chat_row`. Raises ChainError for any other row."""
+    match row:
+        case {
+            "image_index": int(), "label": str(), "images": [str()],
+            "messages": [{"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(completion)}],
+        } if asked.startswith("<image>") and asked.count("<image>") == 1:  # fmt: skip
+            return asked.removeprefix("<image>"), completion
+    needed = "image_index, label, one of images, messages (of the user, with <image> first, and of the assistant)"
+    raise ChainError(f"a row should hold {needed}, got {str(row)[:80]}")
 
 
 def save_chains(path: str | Path, rows: Iterable[dict]) -> None:
-    """Writes rows of `chat_row` as JSONL, all or nothing: a cut-off run leaves the old file.
-
-    Raises ChainError for a bad row.
-    """
-    path, lines = Path(path), []
-    for number, row in enumerate(rows, 1):
-        try:
-            question_and_completion(row)
-        except ChainError as error:
-            raise ChainError(f"row {number} for {path}: {error}") from None
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(lines), encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    """Write rows of `chat_row` as JSON lines, whole or not at all; ChainError for a row that is none."""
+    rows = list(rows)
+    for row in rows:
+        question_and_completion(row)
+    write_jsonl(path, rows)
 
 
 def load_chains(path: str | Path) -> list[dict]:
-    """The rows of `save_chains`.
-
-    Raises FileNotFoundError without the file, ChainError with the number of a broken line.
-    """
-    path, rows = Path(path), []
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no chains at {path}; make them with the notebook 01_cot_data, or give another path"
-        )
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
+    """The rows of `save_chains`. FileNotFoundError without the file; ValueError, with the line, for a broken one."""
+    numbered = read_jsonl(path)
+    for number, row in numbered:
         try:
-            rows.append(json.loads(line))
-            question_and_completion(rows[-1])
-        except (ValueError, UnicodeDecodeError) as error:
+            question_and_completion(row)
+        except ChainError as error:
             raise ChainError(f"{path}, line {number}: {error}") from None
-    return rows
+    return [row for _, row in numbered]

@@ -1,270 +1,168 @@
-"""Chains reviewed by a person, and two reviews compared.
+"""Chains reviewed by a person: decisions kept in a file, and a panel in a notebook to make them on.
 
-The checks of `chains` read a text; whether it fits the picture, a person must say. `Review` is the way of one
-person through the rows; `decisions` keeps it in a file that survives a kill; `desk.ReviewDesk` shows it in a
-notebook. In a file that several share, the last decision on a row counts, whoever made it. For reviews that do not
-know of each other give each reviewer a file, and compare them with `merge_reviews`.
+The checks of `chains` read a text; whether it fits the picture, a person must say. Each decision is a line of the
+file, on the disk before it counts. No line is ever changed: taking a decision back is a line with "undo".
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from html import escape
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from threading import RLock
 
-from .chains import REASONS, check_chain, question_and_completion, read_chain, to_completion
-from .decisions import ACCEPT, DECISIONS, EDIT, REJECT, UNDO, EventLog, ReviewError, applied, row_ids, standing
+import ipywidgets as W
 
-UNDECIDED = "undecided"
-UNFLAGGED = "no flags"
+from ..files import JsonLines
+from ..images import as_rgb
+from .chains import check_chain, question_and_completion, read_chain, to_completion
+
+DECISIONS = ACCEPT, EDIT, REJECT = ("accept", "edit", "reject")
+UNDO, UNDECIDED, FLAGGED = "undo", "undecided", "flagged"
 
 
-class FlaggedError(ReviewError):
-    """An edited chain does not pass the checks; `flags` says which."""
-
-    def __init__(self, flags: list[str]):
-        super().__init__(f"the edited chain is flagged: {', '.join(flags)}; insist=True keeps it")
-        self.flags = flags
+def row_id(row: dict) -> str:
+    """Names a row in the file of decisions, wherever it stands: a hash of label, question, completion and image."""
+    told = [row["label"], *question_and_completion(row), row["images"]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 class Review:
-    """One person's way through rows of `chains.chat_row`, kept in the file `path`.
+    """One person's decisions on rows of `chains.chat_row`, kept in the file `path`. known_names: see `check_chain`.
 
-    `at` is the index of the row under review, None once nothing is left to do. `on_change` is called after every
-    change. `unknown` holds the standing decisions on rows that are not among `rows` (any more): they stay in the file.
-    known_names: see `check_chain`. Raises ReviewError for bad rows, a broken file or an empty name.
-
-    >>> from finer1_lite.cot.chains import Chain, chat_row
-    >>> from tempfile import TemporaryDirectory
-    >>> text = to_completion(Chain("red crown.", ["tarn", "wick"], "wick: blue crown.", "tarn"))
-    >>> with TemporaryDirectory() as folder:
-    ...     review = Review([chat_row(0, "tarn", "Which bird?", text, "0.png")], f"{folder}/ada.jsonl", "ada")
-    ...     review.decide("accept")
-    ...     review.progress()
-    {'accept': 1, 'edit': 0, 'reject': 0, 'undecided': 0}
+    Lines of other reviewers in that file, and on rows that are not among `rows` (any more), are passed over. Raises
+    ValueError for a broken line, ChainError for a row that is none.
     """
 
-    def __init__(
-        self, rows: Sequence[dict], path: str | Path, reviewer: str, known_names: Iterable[str] | None = None
-    ):
-        if not reviewer.strip():
-            raise ReviewError("the reviewer needs a name: it tells whose decisions these are")
-        self.rows, self.reviewer, self.log = list(rows), reviewer, EventLog(path)
-        self._names = None if known_names is None else list(known_names)
-        self._ids = row_ids(self.rows)
-        self._index = {name: i for i, name in enumerate(self._ids)}
-        self._flags = [self._check(i, question_and_completion(row)[1]) for i, row in enumerate(self.rows)]
-        self._wanted = (None, None, None)
-        self.on_change: Callable[[], None] = lambda: None
-        self.reload()
-        self.at = self._following(-1)
+    def __init__(self, rows: Sequence[dict], path: str | Path, reviewer: str, known_names: Iterable[str] = ()):
+        self.rows, self.reviewer, self._ids = list(rows), reviewer, [row_id(row) for row in rows]
+        self.names, self.log = list(known_names), JsonLines(path, ("row", "reviewer", "decision", "text", "time"))
+        self._read()
 
-    def _check(self, index: int, text: str) -> list[str]:
-        return check_chain(text, self.rows[index]["label"], self._names)
-
-    def reload(self) -> None:
-        """Takes up what other kernels wrote. Each of the changes below does so first."""
+    def _read(self) -> None:
         self.log.read()
-        self._standing = standing(self.log.events)
-        self._last = {event["row"]: event for event in self._standing}
-        self.unknown = [event for event in self._standing if event["row"] not in self._index]
-
-    # what holds
+        self._stands: dict[str, dict] = {}  # the latest decision comes last
+        for event in self.log.rows:
+            if event["reviewer"] == self.reviewer:
+                self._stands.pop(event["row"], None)
+                if event["decision"] != UNDO:
+                    self._stands[event["row"]] = event
 
     def state(self, index: int) -> str:
         """One of `DECISIONS`, or "undecided"."""
-        event = self._last.get(self._ids[index])
-        return event["decision"] if event else UNDECIDED
-
-    def _present(self, index: int) -> dict:
-        event = self._last.get(self._ids[index])
-        return applied(self.rows[index], event) if event else self.rows[index]
+        return self._stands.get(self._ids[index], {"decision": UNDECIDED})["decision"]
 
     def completion(self, index: int) -> str:
         """The row's completion, as edited if it was."""
-        return question_and_completion(self._present(index))[1]
+        edited = self.state(index) == EDIT
+        return self._stands[self._ids[index]]["text"] if edited else question_and_completion(self.rows[index])[1]
 
     def flags(self, index: int) -> list[str]:
         """What the checks say against the completion, out of `chains.REASONS`."""
-        return self._check(index, self.completion(index)) if self.state(index) == EDIT else self._flags[index]
+        return check_chain(self.completion(index), self.rows[index]["label"], self.names)
+
+    def view(self, wanted: str = "all") -> list[int]:
+        """Indices of the rows in a state, of those with flags ("flagged"), or of all ("all")."""
+        indices = range(len(self.rows))
+        return [i for i in indices if wanted in ("all", self.state(i)) or (wanted == FLAGGED and self.flags(i))]
 
     def progress(self) -> dict[str, int]:
         """How many rows are in each state."""
-        count = Counter(self.state(i) for i in range(len(self.rows)))
-        return {state: count[state] for state in (*DECISIONS, UNDECIDED)}
+        return {state: len(self.view(state)) for state in (*DECISIONS, UNDECIDED)}
 
     def accepted_rows(self) -> list[dict]:
         """The rows to train on: accepted ones as they are, edited ones with the new text."""
-        return [self._present(i) for i in range(len(self.rows)) if self.state(i) in (ACCEPT, EDIT)]
+        rows = []
+        for i in sorted(self.view(ACCEPT) + self.view(EDIT)):
+            user, answer = self.rows[i]["messages"]
+            rows.append({**self.rows[i], "messages": [user, {**answer, "content": self.completion(i)}]})
+        return rows
 
-    # where we are
-
-    def view(self) -> list[int]:
-        """Indices of the rows that the filter lets through."""
-        flag, label, state = self._wanted
-        return [
-            i for i, row in enumerate(self.rows)
-            if flag in (None, *(self.flags(i) or [UNFLAGGED]))
-            and label in (None, row["label"]) and state in (None, self.state(i))
-        ]  # fmt: skip
-
-    def filter(self, flag: str | None = None, label: str | None = None, state: str | None = None) -> None:
-        """Looks only at rows with this flag ("no flags": with none), class and state; None lets all through.
-
-        Goes to the first undecided one, if the present row is not among them. ReviewError for an unknown value.
-        """
-        known = ((*REASONS, UNFLAGGED), {row["label"] for row in self.rows}, (*DECISIONS, UNDECIDED))
-        for value, values in zip((flag, label, state), known):
-            if value is not None and value not in values:
-                raise ReviewError(f"no filter {value!r}; there are {', '.join(sorted(values))}")
-        self.reload()
-        self._wanted = (flag, label, state)
-        view = self.view()
-        if self.at not in view:
-            following = self._following(-1)
-            self.at = view[0] if following is None and view else following
-        self.on_change()
-
-    def _following(self, index: int) -> int | None:
-        """The undecided row of the view that comes next, at its end the first one. In a view of decided rows: the
-        row that comes next."""
-        view = self.view()
-        if self._wanted[2] in DECISIONS:
-            return next((i for i in view if i > index), None)
-        left = [i for i in view if self.state(i) == UNDECIDED]
-        return next((i for i in left if i > index), left[0] if left else None)
-
-    def move(self, step: int) -> None:
-        """Goes to the next (step = 1) or previous (-1) row of the view; at its end nothing happens."""
-        self.reload()
-        ways = [i for i in self.view() if self.at is None or (i - self.at) * step > 0]
-        if ways:
-            self.at = ways[0 if step > 0 else -1]
-        self.on_change()
-
-    # decisions
-
-    def decide(self, decision: str, text: str | None = None, insist: bool = False) -> None:
-        """Decides on the present row and goes to the next undecided one.
-
-        decision: "accept", "reject", or "edit" with the new `text` in either form of `chains`. ChainError if it
-        is no chain, FlaggedError if the checks have something against it, unless you insist; ReviewError if
-        nothing was changed, or no row is under review.
-        """
-        if decision not in DECISIONS:
-            raise ReviewError(f"unknown decision {decision!r}; there are {', '.join(DECISIONS)}")
-        if (text is None) == (decision == EDIT):
-            raise ReviewError("an edit needs the new text, and only an edit has one")
-        if self.at is None:
-            raise ReviewError("no row is under review; move to one, or change the filter")
-        if decision == EDIT:
-            text = self._edited(text, insist)
-        self._write(self._ids[self.at], decision, text)
-        self.at = self._following(self.at)
-        self.on_change()
-
-    def _edited(self, text: str, insist: bool) -> str:
-        text = to_completion(read_chain(text))
-        if text == question_and_completion(self.rows[self.at])[1]:
-            raise ReviewError("this is the chain as it was written; accept it instead")
-        flags = self._check(self.at, text)
-        if flags and not insist:
-            raise FlaggedError(flags)
-        return text
-
-    def undo(self) -> bool:
-        """Takes back this reviewer's last decision and goes to its row; False if there is none."""
-        self.reload()
-        own = [e["row"] for e in self._standing if e["reviewer"] == self.reviewer and e["row"] in self._index]
-        if own:
-            self._write(own[-1], UNDO, None)
-            self.at = self._index[own[-1]]
-            self.on_change()
-        return bool(own)
-
-    def _write(self, row: str, decision: str, text: str | None) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    def decide(self, index: int, decision: str, text: str | None = None) -> None:
+        """Accepts, edits or rejects a row, or takes its decision back ("undo"). An edit has the new text: ChainError
+        if it is no chain; what else the checks have against it, `flags` says."""
+        text = to_completion(read_chain(text)) if decision == EDIT else None
+        now, row = datetime.now(timezone.utc).isoformat(timespec="milliseconds"), self._ids[index]
         self.log.append({"row": row, "reviewer": self.reviewer, "decision": decision, "text": text, "time": now})
-        self.reload()
+        self._read()
+
+    def undo(self) -> int | None:
+        """Takes the last decision back; the index of its row, which is undecided again, or None if there was none."""
+        self._read()
+        last = next((self._ids.index(row) for row in reversed(self._stands) if row in self._ids), None)
+        if last is not None:
+            self.decide(last, UNDO)
+        return last
 
 
-# ---- two reviewers
+def agreement(first: Review, second: Review) -> dict:
+    """How far two reviews of the same rows agree: on the rows that `both` decided (how many) the share of the `same`
+    decision, Cohen's `kappa` = (same - chance) / (1 - chance), and the indices where decision or text `differ`."""
+    both = [i for i in first.view() if UNDECIDED not in (first.state(i), second.state(i))]
+    n, (a, b) = len(both), ([review.state(i) for i in both] for review in (first, second))
+    same = sum(x == y for x, y in zip(a, b)) / n if n else nan
+    chance = sum(a.count(said) * b.count(said) for said in DECISIONS) / n**2 if n else nan
+    kappa = nan if chance == 1 else (same - chance) / (1 - chance)
+    differ = [i for i in both if (first.state(i), first.completion(i)) != (second.state(i), second.completion(i))]
+    return {"both": n, "same": same, "kappa": kappa, "differ": differ}
 
 
-class Difference(NamedTuple):
-    """A row on which two reviewers differ, with the line that each one's file has about it."""
+class ReviewDesk(W.VBox):
+    """The panel: its buttons make the decisions of `review`, a `Review`. images: a PIL image for each `image_index`.
 
-    row: dict
-    first: dict
-    second: dict
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Two reviews side by side; printed, it says how far they agree.
-
-    agreement: share of the rows decided by both on which the decision is the same. kappa: Cohen's, of the same.
-    rows: what both keep with the same text. differ: another decision or text. open: not decided by both. unknown:
-    lines about rows that are not there (any more).
+    "Edit" keeps the text as it was changed in the field. After a decision comes the next undecided row of the filter.
     """
 
-    reviewers: tuple[str, str]
-    agreement: float
-    kappa: float
-    rows: list[dict]
-    differ: list[Difference]
-    open: list[dict]
-    unknown: list[dict]
+    def __init__(self, rows, images, path: str | Path, reviewer: str, known_names: Iterable[str] = ()):
+        self.review, self.images, self.at = Review(rows, path, reviewer, known_names), images, None
+        self._lock = RLock()  # Jupyter may answer two clicks in two threads
+        self.buttons = {n: W.Button(description=n) for n in ("Previous", "Next", "Accept", "Edit", "Reject", "Undo")}
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: self._do(name))
+        self.filter = W.Dropdown(options=["all", UNDECIDED, FLAGGED, *DECISIONS], description="Show")
+        self.filter.observe(lambda _: self._do("Show"), "value")
+        self.head, self.note, self.picture = W.HTML(), W.HTML(), W.Image(layout={"width": "280px", "height": "100%"})
+        self.editor = W.Textarea(rows=14, layout={"width": "auto"})
+        right = W.VBox([self.head, self.editor], layout={"flex": "1"})
+        super().__init__([self.filter, W.HBox([self.picture, right]), W.HBox([*self.buttons.values()]), self.note])
+        self._do("Show")
 
-    def __str__(self) -> str:
-        return (
-            f"{' and '.join(self.reviewers)}: same decision on {self.agreement:.1%}, kappa {self.kappa:.2f}; "
-            f"{len(self.rows)} rows kept, {len(self.differ)} differ, {len(self.open)} not decided by both"
-        )
+    def _do(self, name: str) -> None:
+        with self._lock:
+            try:
+                self.note.value = ""
+                if name.lower() in DECISIONS:
+                    self.review.decide(self.at, name.lower(), self.editor.value)
+                if name != "Undo":
+                    self.at = self._next(name)
+                elif (undone := self.review.undo()) is not None:
+                    self.at = undone
+                self._show()
+            except Exception as error:  # a full disk, a text that is no chain, a broken picture: the panel must go on
+                self.note.value = f"<b>Problem:</b> {escape(str(error) or repr(error))}"
 
+    def _next(self, name: str) -> int | None:
+        rows, at = self.review.view(self.filter.value), -1 if self.at is None or name == "Show" else self.at
+        if name not in ("Previous", "Next"):
+            rows = [i for i in rows if self.review.state(i) == UNDECIDED] or rows
+        ahead = [i for i in rows if (i < at if name == "Previous" else i > at)] or rows
+        return ahead[-1 if name == "Previous" else 0] if ahead else None
 
-def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float:
-    """(observed - chance) / (1 - chance), chance from how often each one says what; nan where chance is 1.
-
-    >>> cohens_kappa([("accept", "accept"), ("accept", "reject"), ("reject", "reject"), ("reject", "reject")])
-    0.5
-    """
-    observed = sum(a == b for a, b in pairs) / len(pairs)
-    first, second = (Counter(side) for side in zip(*pairs))
-    chance = sum(first[said] * second[said] for said in first) / len(pairs) ** 2
-    return nan if chance == 1 else (observed - chance) / (1 - chance)
-
-
-def merge_reviews(rows: Sequence[dict], paths: Iterable[str | Path]) -> Merged:
-    """Compares two reviewers, in a file each or in one.
-
-    A row is kept if both accept it or edit it to the same text, and dropped if both reject it; else somebody
-    should look. FileNotFoundError for a missing file, ReviewError if there are not two reviewers or no row that
-    both decided.
-    """
-    events = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no decisions at {path}; Review and ReviewDesk write them")
-        log = EventLog(path)
-        log.read()
-        events += log.events
-    names = tuple(dict.fromkeys(e["reviewer"] for e in events))
-    if len(names) != 2:
-        raise ReviewError(f"two reviewers are compared, these files have {len(names)}: {', '.join(names)}")
-    held, by_id = standing(events), dict(zip(row_ids(rows), rows))
-    first, second = ({e["row"]: e for e in held if e["reviewer"] == name} for name in names)
-    pairs = [Difference(row, first[i], second[i]) for i, row in by_id.items() if i in first and i in second]
-    if not pairs:
-        raise ReviewError(f"{' and '.join(names)} have decided no row in common")
-    same = [all(a.get(key) == b.get(key) for key in ("decision", "text")) for _, a, b in pairs]
-    said = [(a["decision"], b["decision"]) for _, a, b in pairs]
-    return Merged(
-        names, sum(a == b for a, b in said) / len(said), cohens_kappa(said),
-        rows=[applied(p.row, p.first) for p, s in zip(pairs, same) if s and p.first["decision"] != REJECT],
-        differ=[pair for pair, s in zip(pairs, same) if not s],
-        open=[row for i, row in by_id.items() if i not in first or i not in second],
-        unknown=[event for event in held if event["row"] not in by_id],
-    )  # fmt: skip
+    def _show(self) -> None:
+        at, review = self.at, self.review
+        for name in ("Accept", "Edit", "Reject"):
+            self.buttons[name].disabled = at is None
+        counts = ", ".join(f"{count} {state}" for state, count in review.progress().items())
+        self.head.value, self.editor.value, self.picture.value = f"<p>{counts}</p>", "", b""
+        if at is not None:
+            row, flags = review.rows[at], ", ".join(review.flags(at)) or "none"
+            facts = (f"{at + 1} of {len(review.rows)}, {review.state(at)}", row["label"], f"flags: {flags}")
+            self.head.value += "".join(f"<p>{escape(fact)}</p>" for fact in (*facts, question_and_completion(row)[0]))
+            self.editor.value = review.completion(at)
+            image, png = as_rgb(self.images[row["image_index"]]), io.BytesIO()
+            image.thumbnail((560, 560))  # twice what is shown, for sharp screens
+            image.save(png, "png")
+            self.picture.value = png.getvalue()
