@@ -21,13 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .config import TapoConfig
 from .loop import Loop, adapter_tensors
 from .losses import (
-    LossConfig,
-    condition_logps,
-    count_items,
-    group_advantages,
-    keep_groups,
-    overlong_penalty,
-    tapo_loss,
+    LossConfig, condition_logps, count_items, group_advantages, keep_groups, overlong_penalty, tapo_loss,
 )  # fmt: skip
 from .policy.batching import cut_groups, halved_until_it_fits, out_of_memory
 from .policy.inputs import VisionCache

@@ -29,15 +29,8 @@ from finer1_lite.prompts import QUESTIONS
 from finer1_lite.recipes import look_alike_classes
 from studies.looking import VIEWS, views
 from studies.probes import (
-    analysis_right,
-    described,
-    folds_of,
-    last_states,
-    linear_probe,
-    recalled,
-    recognised,
-    separability,
-)
+    analysis_right, described, folds_of, last_states, linear_probe, recalled, recognised, separability,
+)  # fmt: skip
 from studies.study import run, seed_of
 
 COUNTS = (4, 2, 2)  # pictures of each species to train, to choose and to test a probe

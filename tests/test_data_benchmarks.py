@@ -9,14 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from finer1_lite.data.benchmarks import (
-    FLOWERS,
-    cub_200,
-    fgvc_aircraft,
-    flowers_102,
-    inaturalist,
-    oxford_pets,
-    stanford_cars,
-    stanford_dogs,
+    FLOWERS, cub_200, fgvc_aircraft, flowers_102, inaturalist, oxford_pets, stanford_cars, stanford_dogs,
 )  # fmt: skip
 from finer1_lite.data.names import clean_names
 from finer1_lite.data.sources import Entry

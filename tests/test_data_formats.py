@@ -12,15 +12,8 @@ from PIL import Image as Picture
 from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row
 from finer1_lite.data.formats import (
-    FORMS,
-    add_dataset_info,
-    from_chat,
-    read_closed_world,
-    read_rows,
-    to_chat,
-    to_llama_factory,
-    write_closed_world,
-    write_rows,
+    FORMS, add_dataset_info, from_chat, read_closed_world, read_rows, to_chat, to_llama_factory,
+    write_closed_world, write_rows,
 )  # fmt: skip
 from finer1_lite.policy.inputs import IMAGE_PAD
 from finer1_lite.policy.load import load_base

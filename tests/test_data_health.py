@@ -13,14 +13,7 @@ from finer1_lite.birds.fish import all_fish, draw_folder
 from finer1_lite.birds.render import draw
 from finer1_lite.config import TapoConfig, get_profile
 from finer1_lite.data.health import (
-    BRACKETS,
-    CONTAINED,
-    MAX_DISTANCE,
-    SAME,
-    SLIP,
-    STEP_IMAGES,
-    check_health,
-    similar_names,
+    BRACKETS, CONTAINED, MAX_DISTANCE, SAME, SLIP, STEP_IMAGES, check_health, similar_names,
 )  # fmt: skip
 from finer1_lite.data.sources import folder_entries, load_images
 from finer1_lite.policy.load import load_base

@@ -10,23 +10,9 @@ from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.evaluate.answers import (
-    METHODS,
-    _batches,
-    ask,
-    judge,
-    load_predictions,
-    predict,
-    prompts_for,
-)  # fmt: skip
+from finer1_lite.evaluate.answers import METHODS, _batches, ask, judge, load_predictions, predict, prompts_for
 from finer1_lite.evaluate.statistics import (
-    COLUMNS,
-    bootstrap_difference,
-    bootstrap_seeds,
-    result_rows,
-    subset_error,
-    subset_of,
-    table,
+    COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_error, subset_of, table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache, prompt_ids
 from finer1_lite.policy.load import Policy, add_adapter, fingerprint, load_base

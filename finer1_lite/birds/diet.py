@@ -11,16 +11,8 @@ from ..cot.build import FOUR_PARTS, structured_prompt
 from ..cot.chains import HEADINGS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
 from .species import (
-    ATTRIBUTES,
-    Species,
-    all_species,
-    by_name,
-    describe,
-    differences,
-    family_members,
-    look_alikes,
-    nearest,
-)
+    ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members, look_alikes, nearest,
+)  # fmt: skip
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),
