@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finer1_lite.birds.species import ATTRIBUTES, all_species, bird_truth, describe
+from finer1_lite.birds.species import ATTRIBUTES, all_species, describe
 from finer1_lite.cot.build import Sampler
 from finer1_lite.cot.chains import chat_row, save_chains, to_completion
 from finer1_lite.cot.quality import chain_frame, read_row
