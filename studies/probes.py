@@ -199,7 +199,7 @@ def permutation_test(similarity: torch.Tensor, groups: Sequence[str], draws: int
     return gap, (1 + sum(abs(d) >= abs(gap) for d in dealt)) / (1 + draws)
 
 
-def described(policy: Policy, seen: Sequence[ImageFeatures], species: Sequence[Species]) -> tuple[list[float], list[str]]:
+def described(policy: Policy, seen: list[ImageFeatures], species: Sequence[Species]) -> tuple[list[float], list[str]]:
     """Share of the eight attributes that a greedy description of each picture states rightly, and the descriptions."""
     texts = rollout(policy, [("Describe the bird.", s) for s in seen], 1, generator=None, temperature=0).texts
     return [_looks(s, text) for s, text in zip(species, texts)], texts
