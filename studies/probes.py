@@ -101,72 +101,8 @@ def stated_looks(text: str) -> dict[str, str]:
     return {part: value for value, part in reversed(pairs)}
 
 
-<<<<<<< HEAD
 def all_right(species: Species, text: str) -> bool:
     """Whether a text states all eight attributes of a species rightly."""
-=======
-def principal(x: torch.Tensor, k: int = 2) -> torch.Tensor:
-    """The first k principal components (N, k) of x (N, H)."""
-    centred = x - x.mean(0)
-    return centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:k].T
-
-
-# ---- names and the field guide (H2)
-
-
-def cosines(x: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity (N, N) of rows."""
-    unit = normalize(x, dim=1)
-    return unit @ unit.T
-
-
-def group_gap(similarity: torch.Tensor, groups: Sequence[str]) -> float:
-    """Mean similarity (N, N) of two members of one group minus that of two of different groups.
-
-    ValueError where there are no two of one group, or none of different groups.
-    """
-    numbers = torch.from_numpy(np.unique(np.asarray(groups), return_inverse=True)[1])
-    same = numbers[:, None] == numbers
-    pairs = ~torch.eye(len(numbers), dtype=torch.bool)
-    if not (same & pairs).any() or same.all():
-        found = f"{len(groups)} names of {len(set(groups))} groups"
-        raise ValueError(f"{found}: a gap needs two names of one group, and two groups")
-    return (similarity[same & pairs].mean() - similarity[~same].mean()).item()
-
-
-def permutation_test(similarity: torch.Tensor, groups: Sequence[str], draws: int, seed: int) -> tuple[float, float]:
-    """`group_gap` and its two-sided p: how often groups dealt anew reach a gap as far from 0.
-
-    Of a difference of two similarity matrices it tests whether the change goes with the groups.
-    """
-    rng, groups = np.random.default_rng(seed), np.asarray(groups)
-    gap = group_gap(similarity, groups)
-    dealt = [group_gap(similarity, rng.permutation(groups)) for _ in range(draws)]
-    return gap, (1 + sum(abs(d) >= abs(gap) for d in dealt)) / (1 + draws)
-
-
-def described(policy: Policy, seen: list[ImageFeatures], species: Sequence[Species]) -> tuple[list[float], list[str]]:
-    """Share of the eight attributes that a greedy description of each picture states rightly, and the descriptions."""
-    texts = rollout(policy, [("Describe the bird.", s) for s in seen], 1, generator=None, temperature=0).texts
-    return [_looks(s, text) for s, text in zip(species, texts)], texts
-
-
-def named_by_text(policy: Policy, looks: Sequence[str], species: Sequence[Species]) -> list[float]:
-    """Whether "Which bird has <looks>?" is answered with each species' name, without a picture.
-
-    With the policy's own descriptions it is what it could name if it put what it sees and what it knows together.
-    """
-    asked = [(f"Which bird has {text.strip().rstrip('.')}?", None) for text in looks]
-    texts = rollout(policy, asked, 1, generator=None, temperature=0).texts
-    return [float(judge(0, s.name, False, text).correct) for s, text in zip(species, texts)]
-
-
-def _holds(value: Callable[[Species], str]) -> Callable[[Species, str], float]:
-    return lambda s, text: float(judge(0, value(s), False, text).correct)
-
-
-def _looks(s: Species, text: str) -> float:
->>>>>>> w-policy
     stated = stated_looks(text)
     return all(stated.get(part) == value for part, value in zip(ATTRIBUTES, species.looks))
 
