@@ -26,8 +26,8 @@ LICENCES = {  # base -> what the Hub reads, what a person reads
         {"license": "other", "license_name": "qwen-research", "license_link": QWEN_TERMS},
         f"Improved using Qwen. The base's [Qwen Research License]({QWEN_TERMS}) holds: no commercial use.",
     ),
+    None: ({"license": "unknown"}, "That of the base; look it up before you pass this on."),  # any other
 }
-UNKNOWN = ({"license": "unknown"}, "That of the base; look it up before you pass this on.")
 
 
 def model_card(
@@ -47,7 +47,7 @@ def model_card(
         config, loss = (profile.tapo, profile.loss) if method == "tapo" else dapo_setting(profile)
         stages |= {name: config, f"{name}'s loss": loss}
     settings = {stage: asdict(values) for stage, values in stages.items()}
-    hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
+    hub, licence = LICENCES.get(profile.model_id, LICENCES[None])
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
     metadata = ModelCardData(
@@ -71,7 +71,7 @@ def _accuracies(results: pd.DataFrame | None, method: str) -> list[tuple]:
         return []
     rows = results[(results.metric == "accuracy") & (results.method == method)]
     if rows.empty:
-        raise ValueError(f"no accuracy of {method!r} in the results, only of: {', '.join(sorted(set(results.method)))}")
+        raise ValueError(f"the results hold no accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
     return [
         (protocol, split, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
         for (protocol, split), part in rows.groupby(["protocol", "split"])

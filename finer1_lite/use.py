@@ -30,24 +30,18 @@ class Classified:
     error: str | None = None
 
 
-def images_in(folder: str | Path) -> list[Path]:
-    """Picture files of a folder by name, without hidden ones. NotADirectoryError; ValueError if there are none."""
-    visible = (p for p in Path(folder).iterdir() if p.name[0] != "." and not p.is_dir())
-    paths = [p for p in visible if p.suffix.lower() in SUFFIXES]
-    if not paths:
-        raise ValueError(f"no pictures in {folder} (folders inside it do not count): {', '.join(SUFFIXES)}")
-    return sorted(paths)
-
-
 def classify_batches(
     policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int = 0
 ) -> Iterator[list[Classified]]:
     """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
     prompt: with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's `eval_batch`. A picture
-    that cannot be read or overflows becomes a result with its `error`. Raises as `images_in`.
+    that cannot be read or overflows becomes a result with its `error`. ValueError for a folder without pictures.
     """
-    paths, size = images_in(folder), batch_size or policy.profile.eval_batch
+    visible = sorted(p for p in Path(folder).iterdir() if p.name[0] != "." and not p.is_dir())
+    paths, size = [p for p in visible if p.suffix.lower() in SUFFIXES], batch_size or policy.profile.eval_batch
+    if not paths:
+        raise ValueError(f"no pictures in {folder} (folders inside it do not count): {', '.join(SUFFIXES)}")
     for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
         found, seen = {}, {}
         with tower_on_device(policy.model):

@@ -26,7 +26,7 @@ from finer1_lite.evaluate.statistics import COLUMNS
 from finer1_lite.policy.load import load_policy
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.share import merge_16bit, model_card, push, save_for_sharing
-from finer1_lite.use import PROMPT, classify_batches, classify_folder, images_in, read_answer, see, stream_answer
+from finer1_lite.use import PROMPT, classify_batches, classify_folder, read_answer, see, stream_answer
 
 RESULTS = pd.DataFrame(
     [("tapo", "seen", "open", "accuracy", 0.8819, 576, 0), ("tapo", "unseen", "open", "accuracy", 0.6641, 512, 0),
@@ -194,7 +194,7 @@ def found(policy, album):
 
 
 def test_every_picture_of_a_folder_gets_a_result_which_is_the_policys(found, album, texts):
-    assert list(found) == list("abcdefg") and [c.path for c in found.values()] == images_in(album)
+    assert list(found) == list("abcdefg")
     for c in found.values():
         assert (c.answer is None) == bool(c.error) and (c.answer is None or c.chain.startswith("Analysis:"))
     errors = {name: c.error for name, c in found.items() if c.error}

@@ -42,7 +42,7 @@ def chain_parts(looks, options: list[Species], prediction: str) -> dict[str, str
 
 
 def chain_prose(parts: dict[str, str]) -> str:
-    """The four parts as the reader of a diary meets them."""
+    """The four parts as a diary has them."""
     return "\n".join(f"{heading}: {part}" for heading, part in zip(HEADINGS, parts.values()))
 
 

@@ -3,8 +3,8 @@
 Stage A: the vision tower learns attributes, never a name. For each attribute a head looks for the image tokens that
 matter and reads their mean; the heads are thrown away. Stage B: the language model learns to put into words what the
 frozen tower sees, and reads the field guide. Stage C: a teacher, the base with an adapter that writes chains in
-tagged parts when it is told the label; it has seen images of common species only. Another number of threads, or another
-processor, sums in another order: expect other bytes, and accuracies within 10 points.
+tagged parts when it is told the label; it has seen images of common species only. Another number of threads, or
+another processor, sums in another order: expect other bytes, and accuracies within 10 points.
 """
 
 import argparse
