@@ -8,6 +8,7 @@ import pandas as pd
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
 
 from .images import as_rgb
 
@@ -26,14 +27,18 @@ def _panels(rows: int, columns: int, **how):
     return figure, list(axes.flat)
 
 
+def _show(axis, image, title: str) -> None:
+    axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
+    axis.set_title(title, fontsize=8)
+
+
 def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
-    """Images (PIL) in rows of `columns`, each with a small title of one or more lines."""
+    """Images (PIL, or arrays) in rows of `columns`, each with a small title of one or more lines."""
     rows, titles = -(-len(images) // columns), titles or [""] * len(images)
     height = side + 0.2 + 0.15 * max(title.count("\n") + 1 for title in titles)
     figure, axes = _panels(rows, columns, figsize=(columns * side, rows * height))
     for axis, image, title in zip(axes, images, titles):
-        axis.imshow(as_rgb(image))
-        axis.set_title(title, fontsize=8)
+        _show(axis, image, title)
     return figure
 
 
@@ -106,8 +111,7 @@ def texts_beside(images, texts, titles):
     for i, row in enumerate(images):
         *places, beside = axes[i * (across + 1) : (i + 1) * (across + 1)]
         for axis, image, title in zip(places, row, titles[i]):
-            axis.imshow(as_rgb(image))
-            axis.set_title(title, fontsize=8)
+            _show(axis, image, title)
         text = "\n".join(wrapped[i][:26] + ["..."] * (len(wrapped[i]) > 26))
         beside.text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)
     return figure

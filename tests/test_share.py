@@ -106,7 +106,7 @@ def test_the_card_of_another_base_claims_nothing():
 
 
 @pytest.mark.parametrize("method, results, message", [
-    ("base", None, "choose one of: sft_answers"), ("cot_sft", RESULTS, "only of: dapo, tapo"),
+    ("base", None, "choose one of: sft_answers"), ("cot_sft", RESULTS, "only of: tapo, dapo"),
 ])  # fmt: skip
 def test_a_wrong_method_leaves_no_folder(policy, tmp_path, method, results, message):
     with pytest.raises(ValueError, match=message):
