@@ -9,7 +9,7 @@ import torch
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's or this machine's memory is full."""
-    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the CPU's, CUDA's and its libraries'
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the CPU's, CUDA's, cuBLAS's
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
 
 
@@ -31,8 +31,7 @@ def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
                 raise MemoryError(f"{what}: even 1 does not fit; {advice}") from error
         fits //= 2
         gc.collect()  # 4-bit models refer to themselves: one that was let go may still be on the card
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
     if fits != size:
         warnings.warn(f"out of memory: {what} lowered from {size} to {fits}", RuntimeWarning, stacklevel=2)
     return result, fits
@@ -41,9 +40,7 @@ def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
 def cut(costs: list[int], limit: int, rows: int) -> list[range]:
     """Consecutive rows in parts whose costs sum to `limit` at most and that have `rows` rows at most.
 
-    A row above the limit stands alone.
-
-    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10)
+    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10)  # a row above the limit stands alone
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
     """
     parts, start, spent = [], 0, 0
