@@ -37,32 +37,25 @@ def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
     return result, fits
 
 
-def cut(costs: list[int], limit: int, rows: int) -> list[range]:
+def cut(costs: list[int], limit: int, rows: int, group: int = 1) -> list[range]:
     """Consecutive rows in parts whose costs sum to `limit` at most and that have `rows` rows at most.
 
-    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10)  # a row above the limit stands alone
-    [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
+    Whole groups of `group` rows stay together, as rows of two groups would be padded to the longer of their packed
+    rows; a group, or a row, that is too large by itself stands alone.
+
+    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10), cut([2] * 8, limit=6, rows=10, group=4)
+    ([range(0, 2), range(2, 3), range(3, 4), range(4, 5)], [range(0, 3), range(3, 4), range(4, 7), range(7, 8)])
     """
     parts, start, spent = [], 0, 0
+    if group > 1:
+        for part in cut([sum(costs[i : i + group]) for i in range(0, len(costs), group)], limit, max(1, rows // group)):
+            start, own = part.start * group, costs[part.start * group : part.stop * group]
+            inside = cut(own, limit, rows) if len(part) == 1 else [range(len(own))]
+            parts += [range(start + p.start, start + p.stop) for p in inside]
+        return parts
     for i, cost in enumerate(costs):
         if i > start and (spent + cost > limit or i - start == rows):
             parts.append(range(start, i))
             start, spent = i, 0
         spent += cost
     return parts + [range(start, len(costs))] if costs else []
-
-
-def cut_groups(costs: list[int], group: int, limit: int, rows: int) -> list[range]:
-    """As `cut`, but whole groups of `group` rows stay together; one that is too large is cut by itself.
-
-    Rows of two groups in one part would be padded to the longer of their packed rows.
-
-    >>> cut_groups([2] * 8, group=4, limit=16, rows=10), cut_groups([2] * 8, group=4, limit=6, rows=10)
-    ([range(0, 8)], [range(0, 3), range(3, 4), range(4, 7), range(7, 8)])
-    """
-    whole, parts = [sum(costs[i : i + group]) for i in range(0, len(costs), group)], []
-    for part in cut(whole, limit, max(1, rows // group)):
-        start, stop = part.start * group, part.stop * group
-        inside = cut(costs[start:stop], limit, rows) if len(part) == 1 else [range(stop - start)]
-        parts += [range(start + p.start, start + p.stop) for p in inside]
-    return parts

@@ -54,14 +54,9 @@ def base_model(model) -> torch.nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def token_embedding(model) -> torch.Tensor:
-    """The token embedding (V, H). Its dtype is the language model's; `model.dtype` is the tower's."""
-    return model.get_input_embeddings().weight
-
-
 def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: list) -> dict:
     """Keyword arguments for `forward` or `generate`; ids and mask (B, L), features: B of `ImageFeatures` or None."""
-    device = token_embedding(model).device
+    device = model.get_input_embeddings().weight.device
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     images = [f for f in features if f is not None]
     if images:  # without types and grids the model would silently take one-dimensional positions
@@ -92,7 +87,7 @@ class VisionCache:
 
     def __init__(self, model, processor, images, batch_size: int = 32, max_bytes: int = 4 * 2**30):
         self.processor, self.images, self.batch_size, self.max_bytes = processor, images, batch_size, max_bytes
-        self.vision, self.dtype = base_model(model).model.visual, token_embedding(model).dtype
+        self.vision, self.dtype = base_model(model).model.visual, model.get_input_embeddings().weight.dtype
         self.patches_encoded, self.bytes, self._features, self._about = 0, 0, {}, {}
 
     def get(self, indices) -> list[ImageFeatures]:

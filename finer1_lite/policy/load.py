@@ -15,7 +15,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditi
 from transformers.integrations import sdpa_attention
 
 from ..config import ASSETS, Profile
-from .inputs import base_model, token_embedding
+from .inputs import base_model
 from .lora import with_lean_forward
 
 # peft still calls a name that transformers is about to rename.
@@ -47,20 +47,20 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the language model computes."""
-        return token_embedding(self.model).device
+        """Where the model computes."""
+        return self.model.get_input_embeddings().weight.device
 
     def scoring_mode(self) -> None:
-        """Checkpointing works in train mode only. Nothing else differs: there is no dropout anywhere."""
+        """Before scoring with gradients: checkpointing works in train mode only. There is no dropout anywhere."""
         self.model.train(self.profile.checkpointing)
 
     def identity(self) -> dict:
-        """The model by its name, and what else a saved state of its adapter must have been trained with."""
+        """What a saved state of the adapter must have been trained with."""
         p, same = self.profile, ("dtype", "quantize", "lora_r", "lora_alpha", "max_pixels", "max_new_tokens")
         return {"profile": p.name, "model": Path(p.model_id).name} | {field: getattr(p, field) for field in same}
 
     def trainable(self) -> list[torch.nn.Parameter]:
-        """The parameters that an optimizer should get: the adapter's."""
+        """The adapter's parameters, which an optimizer should get."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
@@ -78,9 +78,8 @@ class Policy:
 def base_name(profile: Profile) -> str:
     """The base model's name without this machine's path."""
     base = Path(profile.model_id)
-    if not base.exists():
-        return profile.model_id
-    return "finer1_lite/birds/assets/base" if base.resolve() == (ASSETS / "base").resolve() else base.name
+    ours = "finer1_lite/birds/assets/base" if base.resolve() == (ASSETS / "base").resolve() else base.name
+    return ours if base.exists() else profile.model_id
 
 
 def quantization(profile: Profile) -> BitsAndBytesConfig | None:
