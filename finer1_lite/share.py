@@ -109,7 +109,7 @@ def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card:
     """
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
-    base = load_base(replace(profile, offload_tower=False, checkpointing=False)).model
+    base = load_base(replace(profile, checkpointing=False)).model
     if profile.quantize:
         base = base.dequantize(getattr(torch, profile.dtype))
         gc.collect()  # 4-bit layers refer to themselves

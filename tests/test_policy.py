@@ -1,8 +1,6 @@
 """The policy's shortcuts give the same numbers as the plain way: cached images, own decoding, scoring."""
 
-import gc
 import warnings
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -109,28 +107,6 @@ def test_features_that_overflow_half_precision_name_the_image(policy, images):
         half.backbone.visual.merger.mlp[2].weight.mul_(1e7)
     with pytest.raises(FloatingPointError, match=r"image 1 \(112x112 pixels\).*max_pixels"):
         VisionCache(half.model, half.processor, images).get([1])
-
-
-def test_the_tower_goes_back_to_where_it_waits_after_an_error_too(policy, images, monkeypatch):
-    cache, went = VisionCache(policy.model, policy.processor, images), []
-    monkeypatch.setattr(cache.vision, "to", went.append)
-    monkeypatch.setattr(cache, "_encode", lambda indices: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cache.get([0])
-    assert went == [policy.device, cache.vision.device] and len(went) == 2
-
-
-def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
-    """Each of a 3B takes 2.5 GiB of a machine's memory; they are frozen, so one is enough."""
-    profile = replace(policy.profile, offload_tower=True)
-    one, two = load_policy(profile), load_policy(profile)
-    assert one.backbone.visual is two.backbone.visual is not load_base(policy.profile).backbone.visual
-    made = VisionCache(two.model, two.processor, images).get([1])[0]
-    assert torch.equal(made.tokens, cache.get([1])[0].tokens)
-    where = weakref.ref(one.backbone.visual)
-    del one, two, made
-    gc.collect()
-    assert where() is None  # and nothing else holds it
 
 
 def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, prompts):

@@ -263,8 +263,8 @@ def test_a_rehearsal_is_a_step_at_full_length_and_leaves_everything_as_it_was(ca
         assert after[1] == facts and tensors.keys() == after[0].keys()
         assert all(torch.equal(t, after[0][name]) for name, t in tensors.items())
         assert torch.equal(global_state, torch.get_rng_state())
-        assert told.keys() == {"rollout seconds", "update seconds"} and min(told.values()) > 0
-        assert f"rollout seconds {told['rollout seconds']:.1f}" in capsys.readouterr().out
+        assert told.keys() == {"rollout_s", "update_s"} and min(told.values()) > 0
+        assert f"rollout_s {told['rollout_s']:.1f}" in capsys.readouterr().out
     rl.steps = straight.steps = 2
     for row, other in zip(rl.train(), straight.train(), strict=True):
         assert row | {"seconds": 0} == other | {"seconds": 0}
@@ -280,6 +280,6 @@ def test_a_rehearsal_that_does_not_fit_says_what_to_lower(cache, data):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     rl.policy.backbone.register_forward_pre_hook(full, with_kwargs=True)
-    with pytest.raises(MemoryError, match="max_new_tokens, max_pixels.*rollout_batch.*questions.*larger card"):
+    with pytest.raises(MemoryError, match="micro_batch.*max_new_tokens or max_pixels.*larger card"):
         rehearse(rl)
     assert rl.state()[1] == before and rl.config == SMALL
