@@ -1,7 +1,6 @@
-"""One profile for each kind of machine: the bird world with its tiny model on a CPU, else Qwen2.5-VL on one CUDA card.
+"""One profile for each kind of machine: the bird world with its tiny model on a CPU, or Qwen2.5-VL on one CUDA card.
 
-Departures from the paper, each a field here: LoRA instead of full fine-tuning, and so higher learning rates; on the CPU
-also fewer questions and steps.
+Departures from the paper: LoRA, and so higher learning rates; on the CPU also fewer questions and steps.
 """
 
 import os
@@ -81,8 +80,8 @@ class Profile:
         return runs_folder() / self.name
 
 
-# The CPU's epochs and learning rates were chosen on validation images of another split (studies/tuning.py). The paper's
-# uncapped KL ratio makes the tiny policy lose what SFT taught it (studies/ablations.py).
+# The CPU's epochs and learning rates were chosen on validation images of another split (studies/tuning.py).
+# The paper's uncapped KL ratio makes the tiny policy lose what SFT taught it (studies/ablations.py).
 RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="released", negative_grad=False)
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
@@ -90,8 +89,7 @@ _CPU = Profile(
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4, loss=RELEASED_SWITCHES,
 )  # fmt: skip
-# Half of the released chains have more than about 770 tokens: an answer of 400 would be cut before it says a name.
-# Twenty rounds of rollouts in search of groups with a signal, as released, would be half an hour a step on one card.
+# Half of the released chains have more than about 770 tokens; the released 20 rounds would take half an hour a step.
 _L4 = Profile(
     name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
     eval_batch=64, tapo=TapoConfig(max_rounds=3),
@@ -111,8 +109,8 @@ def get_profile(name: str) -> Profile:
     profile = PROFILES[name]
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"profile {name!r} needs a CUDA GPU and this torch, built for {torch.version.cuda or 'the CPU alone'}, sees "
-            "none; set PROFILE = \"cpu\", or on Colab choose Runtime > Change runtime type > GPU"
+            f"profile {name!r} needs a CUDA GPU; set PROFILE = \"cpu\", or on Colab choose Runtime > Change runtime "
+            f"type > GPU. This torch was built for {torch.version.cuda or 'the CPU alone'}"
         )
     if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")
@@ -141,13 +139,10 @@ def runs_folder() -> Path:
 def artefact(profile: Profile, name: str) -> Path:
     """A file or folder of an earlier chapter: this machine's own, or the shipped one; else FileNotFoundError."""
     own, shipped = profile.run_dir / name, ASSETS / "reference" / name
-    if own.exists():
-        print(f"{name}: from {own.relative_to(runs_folder().parent)}")
-        return own
-    if profile.name == "cpu" and shipped.exists():
-        print(f"{name}: the shipped one (run the earlier chapters to make your own)")
-        return shipped
-    raise FileNotFoundError(f"{name} is not in {own.parent}: run chapter {CHAPTERS.get(name, 7)} first")
+    if not own.exists() and not (profile.name == "cpu" and shipped.exists()):
+        raise FileNotFoundError(f"{name} is not in {own.parent}: run chapter {CHAPTERS.get(name, 7)} first")
+    print(f"{name}: {own.relative_to(runs_folder().parent) if own.exists() else 'the shipped one, not your own'}")
+    return own if own.exists() else shipped
 
 
 def versions() -> dict[str, str]:

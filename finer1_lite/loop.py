@@ -37,12 +37,11 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one run in `folder`, a safetensors file each.
 
-    every: steps between two of them; a kill loses at most so many. keep: how many stay. other_versions: only warn
-    where the libraries' versions differ, so that numbers may differ in the last digits.
+    every: steps between two of them; a kill loses at most so many. keep: how many stay.
     """
 
-    def __init__(self, folder: str | Path, every: int = 10, keep: int = 2, other_versions: bool = False):
-        self.folder, self.every, self.keep, self.other_versions = Path(folder), every, keep, other_versions
+    def __init__(self, folder: str | Path, every: int = 10, keep: int = 2):
+        self.folder, self.every, self.keep = Path(folder), every, keep
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of `step` lies."""
@@ -64,8 +63,8 @@ class Checkpoints:
             path = write_whole(self.path(step), save(tensors, {"text": text, "sha256": digest(tensors, text)}))
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those of steps {self.steps()} "
-                "are as they were. Free some space or choose another folder, then train again."
+                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those before it are "
+                "as they were. Free some space or choose another folder, then train again."
             ) from error
         for old in [s for s in self.steps() if s <= step][: -self.keep]:  # later ones can only be damaged
             self.path(old).unlink()
@@ -93,25 +92,21 @@ class Checkpoints:
                 continue
             if damaged:
                 warnings.warn(f"damaged: {', '.join(damaged)}; going on from step {step}", RuntimeWarning, 2)
-            text = json.loads(said["text"])
-            self._check(step, text["identity"], json.loads(json.dumps(identity | VERSIONS)))  # tuples as lists
+            text, now = json.loads(said["text"]), json.loads(json.dumps(identity | VERSIONS))  # tuples as lists
+            was = text["identity"]
+            keys = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+            if keys:
+                other = "; ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in keys)
+                raise CheckpointError(
+                    f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to "
+                    "go on with it, or move that folder away."
+                )
             return tensors, text["facts"]
         if damaged:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} is whole: {', '.join(damaged)}; move this folder away to start over"
             )
         return None
-
-    def _check(self, step: int, was: dict, now: dict) -> None:
-        keys = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        other = "; ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in keys)
-        if self.other_versions and keys and VERSIONS.keys() >= set(keys):
-            warnings.warn(f"{other}: numbers may differ in the last digits", stacklevel=3)
-        elif keys:
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to go on "
-                "with it, or move that folder away. Where only libraries differ, other_versions=True goes on too."
-            )
 
 
 def adapter_tensors(model) -> dict[str, torch.Tensor]:
@@ -136,7 +131,7 @@ class Team:
         return reduce(torch.tensor(float(value), dtype=torch.float64, device=self.device), "sum").item()
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, in place; a process without any takes part with zeros."""
+        """Sum the gradients over all processes; one without any takes part with zeros."""
         for p in parameters if self.size > 1 else ():
             p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
 

@@ -81,9 +81,7 @@ class Tapo(Loop):
         if c.num_anchor == c.num_positive:  # both in one batch
             sides = [(sides[0][0] + sides[1][0], c.num_anchor)]
         rows: list[list[tuple]] = [[] for _ in triplets]
-        for images, n in sides:
-            if not n:
-                continue
+        for images, n in (side for side in sides if side[1]):
             prompts, settings = list(zip(asked * 2, self.cache.get(images))), (c.temperature, c.top_p)
             made = rollout(self.policy, prompts, n, self.generator, *settings, min_new_tokens=min_new_tokens)
             for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts)):
@@ -121,8 +119,8 @@ class Tapo(Loop):
         values = {"reward": "rewards", "accuracy": "accuracies", "format": "formats"}
         figures = {name: torch.cat([getattr(g, key) for g in drawn]) for name, key in values.items()}
         means = {name: v.float().mean().item() for name, v in (figures | {"length": lengths}).items()}
-        counts = {"groups_drawn": len(drawn), "groups_kept": len(kept)}
         facts = {name: self.team.sum(mean) / self.team.size for name, mean in means.items()}
+        counts = {"groups_drawn": len(drawn), "groups_kept": len(kept)}
         return kept, facts | {name: int(self.team.sum(n)) for name, n in counts.items()}
 
     def score(self, rows: "Rows") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -204,14 +202,14 @@ class Tapo(Loop):
 
 def _added(parts: list[dict[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for part in parts:
+    for part in parts:  # not `sum`, which adds in another way since Python 3.12
         total = {k: total.get(k, 0.0) + part.get(k, 0.0) for k in total | part}
     return total
 
 
 @dataclass
 class Rows:
-    """Rollouts of some groups one below the other: (B, C) ids and mask; the group and the own image of each."""
+    """Rollouts of some groups, one below the other: ids and mask (B, C), each row's group and own image."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor

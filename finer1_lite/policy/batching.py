@@ -48,7 +48,8 @@ def cut(costs: list[int], limit: int, rows: int, group: int = 1) -> list[range]:
     """
     parts, start, spent = [], 0, 0
     if group > 1:
-        for part in cut([sum(costs[i : i + group]) for i in range(0, len(costs), group)], limit, max(1, rows // group)):
+        whole = [sum(costs[i : i + group]) for i in range(0, len(costs), group)]
+        for part in cut(whole, limit, max(1, rows // group)):
             start, own = part.start * group, costs[part.start * group : part.stop * group]
             inside = cut(own, limit, rows) if len(part) == 1 else [range(len(own))]
             parts += [range(start + p.start, start + p.stop) for p in inside]

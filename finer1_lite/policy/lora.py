@@ -1,6 +1,6 @@
 """LoRA in fewer operations than PEFT's, for training, and lighter still for decoding.
 
-With `Profile.dense_rollout` each packed weight becomes a plain matrix: fastest, but the whole model in memory once more.
+With `Profile.dense_rollout` each packed weight becomes a plain matrix: faster, but the model in memory once more.
 In fp32 the adapter is added to it; in 16 bits that sum would be rounded and be another policy than the scored one.
 """
 

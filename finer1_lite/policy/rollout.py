@@ -82,14 +82,6 @@ def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor
     return positions, mask.sum(-1, keepdim=True) + deltas
 
 
-def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
-    """The prompts without repeats, and for each given prompt (B,) which of them it is."""
-    first: dict[tuple, int] = {}
-    rows = [first.setdefault((text, id(features)), len(first)) for text, features in prompts]
-    kept = {row: prompt for row, prompt in zip(rows, prompts)}
-    return list(kept.values()), torch.tensor(rows)
-
-
 @dataclass
 class Rollouts:
     """Ids (B, C), masks (B, C) with the end token, and texts (B); completions of one prompt are neighbours."""
@@ -112,8 +104,6 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
     from all is kept if the more likely ones together stay below top_p, else drawn again, which leaves the same
     distribution. FloatingPointError where logits are not numbers.
     """
-    if not 0 < top_p <= 1:  # else nothing would ever be kept
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
     if not logits.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
     if temperature == 0:

@@ -1,6 +1,6 @@
 """Log-probabilities of given completions under the policy; completions of one prompt share it.
 
-Without checkpointing the prompt is read once and its cache is repeated. With it a cache cannot be kept, so completions
+Without checkpointing the prompt is read once and its cache is repeated. With it no cache can be kept, so completions
 stand behind their prompt in one packed row, [prompt | c1 | c2 ...], where a mask hides them from each other.
 """
 
@@ -9,7 +9,7 @@ import torch
 from ..logprobs import chunked_logps
 from .inputs import Prompt, model_inputs, pad, prompt_ids
 from .load import Policy
-from .rollout import distinct, prompt_positions, read_prompts
+from .rollout import prompt_positions, read_prompts
 
 
 def completion_logps(
@@ -25,6 +25,13 @@ def completion_logps(
     states = packed_states if policy.profile.checkpointing else cached_states
     logps = chunked_logps(states(policy, prompts, ids, wanted), policy.head, ids[wanted], temperature=temperature)
     return torch.zeros(wanted.shape, device=device).masked_scatter(wanted, logps)
+
+
+def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
+    """The prompts without repeats, and for each given prompt (B,) which of them it is."""
+    first: dict[tuple, int] = {}
+    rows = [first.setdefault((text, id(features)), len(first)) for text, features in prompts]
+    return list(dict(zip(rows, prompts)).values()), torch.tensor(rows)
 
 
 def cached_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
