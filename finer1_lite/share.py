@@ -95,7 +95,9 @@ def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card:
     included, and the adapter is added to those. So the merged model is the one that was evaluated, but for bfloat16;
     the original weights would make another one. card: see `model_card(merged=True)`.
     """
-    base = load_base(replace(profile, offload_tower=False, checkpointing=False)).model
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
+    base = load_base(replace(profile, checkpointing=False)).model
     if profile.quantize:
         base = base.dequantize(getattr(torch, profile.dtype))
         gc.collect()  # 4-bit layers refer to themselves

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from .images import SUFFIXES, as_rgb, read_image
-from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids, tower_on_device
+from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
@@ -44,12 +44,11 @@ def classify_batches(
         raise ValueError(f"no pictures in {folder} (folders inside it do not count): {', '.join(SUFFIXES)}")
     for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
         found, seen = {}, {}
-        with tower_on_device(policy.model):
-            for path in batch:  # one at a time: decoded, a photograph of 12 megapixels takes 36 MB
-                try:
-                    seen[path] = see(policy, read_image(path))
-                except (ValueError, FloatingPointError) as error:
-                    found[path] = Classified(path, None, "", str(error))
+        for path in batch:  # one at a time: decoded, a photograph of 12 megapixels takes 36 MB
+            try:
+                seen[path] = see(policy, read_image(path))
+            except (ValueError, FloatingPointError) as error:
+                found[path] = Classified(path, None, "", str(error))
         if seen:
             texts = rollout(policy, [(prompt, s) for s in seen.values()], 1, None, temperature=0).texts
             found |= {path: read_answer(path, text) for path, text in zip(seen, texts)}
@@ -82,7 +81,7 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
     ids = pad([prompt_ids(policy.processor, prompt, seen)], tokenizer.pad_token_id, "left")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     policy.model.eval()
-    with tower_on_device(policy.model), ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread:
         written = thread.submit(
             policy.model.generate, **model_inputs(policy.model, ids, ids.new_ones(ids.shape), [seen]),
             streamer=streamer, max_new_tokens=policy.profile.max_new_tokens, do_sample=False,

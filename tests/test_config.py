@@ -56,12 +56,12 @@ def test_an_artefact_is_the_own_one_then_the_shipped_one_else_an_error(tmp_path,
     monkeypatch.setenv("FINER1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(config, "ASSETS", tmp_path / "assets")
     profile = get_profile("cpu")
-    with pytest.raises(FileNotFoundError, match="cot_sft is not in .*: run 02_cot_sft first"):
+    with pytest.raises(FileNotFoundError, match="cot_sft is not in .*: run chapter 2 first"):
         artefact(profile, "cot_sft")
     shipped = tmp_path / "assets" / "reference" / "cot_sft"
     shipped.mkdir(parents=True)
     assert artefact(profile, "cot_sft") == shipped and "shipped" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="run 02_cot_sft first"):  # the 3B must not get a tiny adapter
+    with pytest.raises(FileNotFoundError, match="run chapter 2 first"):  # the 3B must not get a tiny adapter
         artefact(replace(profile, name="l4"), "cot_sft")
     own = profile.run_dir / "cot_sft"
     own.mkdir(parents=True)
