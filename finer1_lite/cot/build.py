@@ -1,12 +1,8 @@
 """Asking a teacher for chains: the prompts, and sampling again until a chain passes quality control.
 
-A *sampler* maps a list of (image index, prompt) to as many sampled texts: a local model, or an endpoint. With one
-`build_chains` does as the paper (arXiv 2602.07605, Stage 1):
-
-    descriptions -> concepts that say most about the image -> structured prompt -> chain -> check, or again
-
-Departures: the paper's prompt is not printed, this one is short enough for a model of a few million parameters; a
-chain is rejected for more than a wrong prediction (see `chains`); nobody looks at the chains here (see `review`).
+A *sampler* maps a list of (image index, prompt) to as many sampled texts. The paper's steps (arXiv 2602.07605, Stage 1)
+are descriptions, the concepts that say most about the image, a structured prompt, a chain, quality control. Departures:
+the prompt, which the paper does not print, is short enough for a tiny model; `review` is apart.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,7 +41,7 @@ class Attempt:
 
     @property
     def chain(self) -> Chain:
-        """The four parts; ChainError for an attempt that was rejected for its format."""
+        """The four parts; ChainError for one rejected for its format."""
         return read_chain(self.text)
 
 
@@ -88,10 +84,9 @@ def describe_images(
     rows: list[Task], describe: Sampler, questions: tuple[str, ...] = DESCRIBE, samples: int = 1
 ) -> list[list[str]]:
     """Captions of each row's image: `samples` answers to each question, in one call of the sampler."""
-    prompts = [(row.image_index, question) for row in rows for question in questions for _ in range(samples)]
-    texts = [text for _, text in zip(prompts, describe(prompts), strict=True)]
-    each = len(questions) * samples
-    return [texts[i : i + each] for i in range(0, len(texts), each)]
+    asked = [question for question in questions for _ in range(samples)]
+    texts = describe([(row.image_index, question) for row in rows for question in asked])
+    return [texts[i : i + len(asked)] for i in range(0, len(texts), len(asked))]
 
 
 def build_chains(
@@ -102,10 +97,9 @@ def build_chains(
 ) -> Built:  # fmt: skip
     """Chains for rows, each sampled again until it is accepted, at most `max_rounds` times.
 
-    choose_concepts: captions of all rows -> kept concepts of each, as `concepts.choose_concepts`. prompt: question,
-    label and concepts -> what `write` is asked; `explained_prompt` suits a large teacher. known_names: see
-    `check_chain`. `describe` is called once, `write` once a round with the rows still open. Accepted attempts come in
-    the order of the rows, rejected ones in that of sampling; a row without an accepted one was given up.
+    choose_concepts: captions of all rows -> kept concepts of each. prompt: question, label and concepts -> what
+    `write` is asked. known_names: see `check_chain`. `describe` is called once, `write` once a round with the rows
+    still open. Accepted attempts come in the order of the rows; a row without one was given up.
     """
     names = None if known_names is None else list(known_names)
     captions = describe_images(rows, describe, questions, samples)
