@@ -164,12 +164,12 @@ def _scripts(text: str) -> set[str]:
     return {unicodedata.name(c, "UNNAMED").split()[0] for c in letters}
 
 
-def check_chain(text: str, label: str, known_names: Iterable[str] | None = None) -> list[str]:
+def check_chain(text: str, label: str, known_names: Iterable[str] = ()) -> list[str]:
     """What is wrong with a chain in either form, out of `REASONS`; empty if it is accepted.
 
     known_names: all names of the data set, if known; a word that several of them share gives no label away.
     """
-    names = [label, *(known_names or ())]
+    names = [label, *known_names]
     try:
         chain = read_chain(text)
         text = to_prose(chain)
