@@ -57,11 +57,7 @@ def concept_scores(captions: Tensor, concepts: Tensor, others: Tensor, tau: floa
 
 
 def select_concepts(scores: Tensor, names: list[str], k_std=K_STD, at_least=3) -> list[str]:
-    """Names (b) with a score (b,) above mean + k_std * std, `at_least` so many (or all), in the order given.
-
-    >>> select_concepts(torch.tensor([-9.0, -1.0, -8.0, -2.0]), ["a", "b", "c", "d"], at_least=1)
-    ['b', 'd']
-    """
+    """Names (b) with a score (b,) above mean + k_std * std, `at_least` so many (or all), in the order given."""
     enough = int((scores > scores.mean() + k_std * scores.std(correction=0)).sum())
     best = torch.argsort(scores, descending=True, stable=True)[: max(enough, at_least)]
     return [names[i] for i in sorted(best.tolist())]

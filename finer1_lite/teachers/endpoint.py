@@ -55,7 +55,7 @@ class Endpoint:
     images: PIL images by index. store: the file of answers. key_variable: the environment variable with the key,
     which is never stored or shown; a server on this machine needs none. max_pixels: larger pictures are scaled down.
     timeout: seconds for one request. max_retries: more tries after 429, 5xx or no connection. price: of a million
-    (prompt, completion) tokens. An answer that was cut off, filtered or empty becomes "", which quality control rejects.
+    (prompt, completion) tokens. An answer that was cut off, filtered or empty becomes "", which is no chain.
     ValueError without a key, EndpointError where the server cannot be used; a second call goes on from there.
     """
 
