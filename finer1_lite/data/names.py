@@ -23,8 +23,7 @@ def clean_name(raw: str) -> str:
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
     """Each distinct raw name with its clean one, without numbers where they only count the names, as in CUB and Dogs.
 
-    ValueError for a name without a letter or digit, and for two that become one or differ only in case: are they one
-    class or two? NFC and NFD spellings are one.
+    ValueError for a name without a letter or digit, and for two that become one or differ only in case.
 
     >>> clean_names(["001.Laysan_Albatross", "118.House_Sparrow"])
     {'001.Laysan_Albatross': 'Laysan Albatross', '118.House_Sparrow': 'House Sparrow'}

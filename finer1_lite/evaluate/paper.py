@@ -1,8 +1,7 @@
 """The paper's figures as a table (`paper.csv`), and apart from them the figures that only circulate.
 
-One row for each figure: table, method, model, protocol, split, metric, value (percent where the note does not say
-otherwise), source, note. Methods are called as in this kit where it has them ("tapo" is Fine-R1). The paper is He,
-Geng, Peng: Fine-R1, ICLR 2026, arXiv 2602.07605; a table is called by what it is of, not by its number.
+One row for each figure: table, method ("tapo" is Fine-R1), model, protocol, split, metric, value (percent where the
+note does not say otherwise), source, note. The paper is He, Geng, Peng: Fine-R1, ICLR 2026, arXiv 2602.07605.
 """
 
 from functools import cache
