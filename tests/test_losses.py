@@ -458,13 +458,6 @@ def test_gradient_switches_of_the_loss():
     assert not torch.allclose(only_entropy, negative_grad)
 
 
-def test_old_logps_default_to_the_policy_itself():
-    batch = random_batch(1)
-    explicit = L.tapo_loss(**(batch | {"old_per_token_logps": batch["per_token_logps"].clone()}))
-    implicit = L.tapo_loss(**(batch | {"old_per_token_logps": None}))
-    assert explicit[1] == implicit[1] and implicit[1]["ratio"] == 1.0
-
-
 @pytest.mark.parametrize("field, value", [
     ("kl_form", "k3"), ("aggregation", "mean"), ("update_image", "own"), ("entropy_sign", "-"),
     ("epsilon_low", 1.0), ("epsilon_high", -0.1), ("dual_clip", 1.0), ("filter_rule", "dapo"),
