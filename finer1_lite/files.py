@@ -12,7 +12,7 @@ from filelock import FileLock
 
 
 def write_whole(path: str | Path, text: str | bytes) -> Path:
-    """Write a file (text as UTF-8) so that a reader finds the old one or the new one, never a part; returns its path."""
+    """Write a file (text as UTF-8) so that a reader finds the old one or the new one, never a part; returns it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
@@ -64,8 +64,8 @@ class JsonLines:
     """A file of JSON objects, one a line, that only grows; `rows` holds what was read of it so far.
 
     Threads and processes may append to one file, a lock file beside it keeps their lines apart; the half line that a
-    killed process left is dropped. keys: what each object must hold. ValueError, with file and line, for a line that is
-    no such object, and if the file got shorter since it was read.
+    killed process left is dropped. keys: what each object must hold. ValueError, with file and line, for a line that
+    is no such object, and if the file got shorter since it was read.
     """
 
     def __init__(self, path: str | Path, keys: Sequence[str] = ()):

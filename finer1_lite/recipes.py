@@ -61,7 +61,7 @@ def answer_rows(labels: list[str], cache: VisionCache, seed: int, questions: Seq
 
 def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[str]]:
     """Every class's other classes, most similar first, by the mean image tokens of the policy's own tower."""
-    parts = (range(len(labels))[start : start + 64] for start in range(0, len(labels), 64))  # all may not fit into memory
+    parts = (range(len(labels))[start : start + 64] for start in range(0, len(labels), 64))  # not all at once
     means = torch.stack([s.tokens.float().mean(0) for part in parts for s in cache.get(part)])
     return nearest_classes(labels, means - means.mean(0))
 

@@ -129,8 +129,8 @@ def write_closed_world(
 ) -> ClosedWorld:  # fmt: skip
     """Write a question for each row of `data`, and return what was written.
 
-    nearest: class -> its look-alikes, the first three the wrong options (`samplers.nearest_classes`). official: the right
-    option first, as in the released files; else the seed shuffles them. A picture without a file of its own is saved
+    nearest: class -> its look-alikes, the first three the wrong options (`samplers.nearest_classes`). official: the
+    right option first, as in the released files; else the seed shuffles. A picture without a file of its own is saved
     in the folder `images` beside. ValueError, before anything is written, for a class with too few look-alikes.
     """
     path, rng, rows = Path(path).absolute(), np.random.default_rng(seed), []

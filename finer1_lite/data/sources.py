@@ -58,8 +58,8 @@ class Loaded:
 def folder_entries(folder: str | Path) -> list[Entry]:
     """A folder for each class, `folder/Class/*.jpg`, perhaps below `train`, `val` and `test`; sorted.
 
-    Hidden files and other kinds of files are passed over; folders inside a class's folder count. ValueError where there
-    are no class folders or a class folder is empty.
+    Hidden and other files are passed over; folders inside a class's folder count. ValueError where there are no class
+    folders or a class folder is empty.
     """
     inside = _folders(Path(folder))
     parts = [p for p in inside if p.name.lower() in SPLITS]
@@ -107,7 +107,8 @@ def table_entries(path: str | Path) -> list[Entry]:
 
 def counts(entries: Iterable[Entry]) -> pd.DataFrame:
     """The dry run: pictures of each class, by split, fewest first. Opens no file. Raises as `names.clean_names`."""
-    names = clean_names(e.label for e in (entries := list(entries)))
+    entries = list(entries)
+    names = clean_names(e.label for e in entries)
     rows = pd.DataFrame({"class": [names[e.label] for e in entries], "split": [e.split or "all" for e in entries]})
     table = pd.crosstab(rows["class"], rows["split"])
     return table.assign(pictures=table.sum(axis=1)).sort_values("pictures", kind="stable")
@@ -148,8 +149,8 @@ def load_images(entries: Sequence[Entry]) -> Loaded:
 def hub_images(repo_id: str, image: str = "image", label: str = "label", **options) -> Loaded:
     """A data set of the Hub (downloads it) or of a local folder that `datasets.load_dataset` reads.
 
-    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. ValueError for a
-    part that is no split ("unlabelled"), and for a row without a label.
+    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. ValueError for
+    a part that is no split ("unlabelled"), and for a row without a label.
     """
     parts = load_dataset(repo_id, **options)
     parts = parts if isinstance(parts, dict) else {str(parts.split): parts}

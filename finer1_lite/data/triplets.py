@@ -1,8 +1,8 @@
 """Triplets as a data set that the released TAPO code (on EasyR1 / verl) trains on; written and read back.
 
-Each row has the released columns, as github.com/PKU-ICST-MIPL/FineR1_ICLR2026 reads them (`TAPO/verl/utils/dataset.py`,
-`TAPO/verl/trainer/ray_trainer_new.py`): `images`, `image_noisy` and `image_aug`, lists of one image each, are anchor,
-positive (`worker.actor.is_noisy`) and negative; `problem` is "<image>" and the bare question, `answer` the label.
+Each row has the released columns, as github.com/PKU-ICST-MIPL/FineR1_ICLR2026 reads them (in `TAPO/verl`, files
+`utils/dataset.py` and `trainer/ray_trainer_new.py`): `images`, `image_noisy` and `image_aug`, lists of one image,
+are anchor, positive and negative; `problem` is "<image>" and the bare question, `answer` the label.
 """
 
 import io
@@ -33,8 +33,8 @@ def export_triplets(
     Returns the folder `data`, to give as `data.train_files`; the instruction is for `data.format_prompt`.
 
     triplets: indices into `images` and `labels`. questions: the bare question of each triplet. Positive and negative
-    are resized to the anchor's size, as the released code gives all three the anchor's placeholders. ValueError, before
-    anything is written, for labels that do not fit, a question that holds "<image>", or too few questions.
+    are resized to the anchor's size, as the released code gives all three the anchor's placeholders. ValueError,
+    before anything is written, for labels that do not fit, a question that holds "<image>", or too few questions.
     """
     for triplet, question in zip(triplets, questions, strict=True):
         anchor, positive, negative = (labels[i] for i in triplet)
@@ -42,7 +42,8 @@ def export_triplets(
             raise ValueError(f"the labels {anchor!r}, {positive!r}, {negative!r} or {question!r} do not fit")
     folder, rows = Path(folder), []
     for triplet, question in zip(triplets, questions):
-        size, row = as_rgb(images[triplet.anchor]).size, {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]}
+        size = as_rgb(images[triplet.anchor]).size
+        row = {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]}
         for column, role in ROLES.items():
             picture = as_rgb(images[getattr(triplet, role)]).resize(size, Image.Resampling.BICUBIC)
             picture.save(png := io.BytesIO(), "PNG")

@@ -1,8 +1,8 @@
 """Greedy answers of a policy to "which class is this?", open-world and closed-world, and whether they are right.
 
-Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed (in the released files
-the right one is always first). An answer is right if it contains the label, as in the released code, and strictly right
-if it is the label. `protocols` judges the same answers by the released rules.
+Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed (in the released
+files the right one is always first). An answer is right if it contains the label, as in the released code, and
+strictly right if it is the label. `protocols` judges the same answers by the released rules.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ WITHOUT_CHAIN = ("base", "sft_answers")  # asked for the bare name; the others t
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question (the whole prompt) about image `index`; asked: 16 hex digits that name model, image, question."""
+    """One answered question, the whole prompt, about image `index`; asked: a digest of model, image and question."""
 
     index: int
     label: str
@@ -41,7 +41,7 @@ class Prediction:
 
 
 def judge(index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "") -> Prediction:
-    """Score one completion. Without <answer> what follows the thinking is the answer; a chain that breaks off has none."""
+    """Score one completion; without <answer> what follows the thinking is the answer, nothing if that breaks off."""
     answer = extract_answer(text)
     if answer is None:
         answer = text.partition("</think>")[2] if "<think>" in text else text
@@ -96,15 +96,16 @@ def ask(
     """The greedy answer to each prompt about the image of the same row of `data`, in that order.
 
     The longest prompts are asked first, in batches of about one length: little is padded, and what does not fit into
-    memory shows at once. path: a file that gets the answers as they come; after a kill the same call goes on from there,
-    with the same answers. ValueError where it holds answers to other questions, images or labels, or of another model.
+    memory shows at once. path: a file that gets the answers as they come; after a kill the same call goes on from
+    there, with the same answers. ValueError where it holds answers to other questions, images, labels, or models.
     """
     labels, seen, number = data["label"][:], data["seen"][:], len(prompts)
     if not number == len(labels) == len(cache.images):
-        raise ValueError(f"{number} prompts, {len(labels)} labels and {len(cache.images)} images: these should be equal")
+        raise ValueError(f"{number} prompts, {len(labels)} labels and {len(cache.images)} images: not one of each")
     keys, found, store = [""] * number, {}, None
     if path is not None:
-        keys, store = _keys(policy, cache, labels, seen, prompts), JsonLines(path, [f.name for f in fields(Prediction)])
+        keys = _keys(policy, cache, labels, seen, prompts)
+        store = JsonLines(path, [f.name for f in fields(Prediction)])
         found = {row["index"]: Prediction(**row) for row in store.rows}
         if other := [i for i, p in found.items() if i >= number or p.asked != keys[i]]:
             other = f"{path} holds answers to other questions, images or labels, or of another model (row {other[0]})"

@@ -1,8 +1,8 @@
 """The same answers under every protocol, as the released evaluation counts and corrected.
 
 The rules of eval/evaluation.py of github.com/PKU-ICST-MIPL/FineR1_ICLR2026 are here as they are, with their faults;
-each corrected rule changes one thing, and `RULES` says which and why. All are functions of texts: a model is asked once
-(`answers.ask`), for the closed world once in each order. One departure: an empty text has similarity 0.
+each corrected rule changes one thing, and `RULES` says which and why. All are functions of texts: a model is asked
+once (`answers.ask`), for the closed world once in each order. One departure: an empty text has similarity 0.
 """
 
 import re
@@ -82,8 +82,8 @@ def relative_similarity(
     r"""How much nearer to the label than the mere super-category is what was said; (N,) in [0, 1].
 
     $\max(0, \frac{Sim(c, c^*) - Sim(s, c^*)}{1 - Sim(s, c^*)})$ with c the text, c* the label, s the super-category,
-    Sim the cosine of `encode`'s rows. A label that means the super-category itself leaves 0/0: there 1 for a text that
-    means it too, else 0. ValueError for rows that are not of unit length.
+    Sim the cosine of `encode`'s rows. A label that means the super-category itself leaves 0/0: there 1 for a text
+    that means it too, else 0. ValueError for rows that are not of unit length.
     """
     words = list(dict.fromkeys([*texts, *labels, super_category]))
     rows = np.asarray(encode(words), float)
@@ -119,10 +119,10 @@ RIGHT = {  # whether a text is right, by the label and the domain
 FALL_BACK = "Without an <answer> the whole text counts, as released for the open world: a chain names every option."
 RULES: dict[str, dict[str, tuple[Callable | str, str]]] = {  # protocol -> rule -> how it scores, and why it is there
     "open, inclusion": {
-        "as released": ("key or text", "The label (of a car without its last two words) is in the answer, or, without an "
-                        "<answer>, anywhere in the text: a broken-off chain that lists it as a candidate is right."),
+        "as released": ("key or text", "The label (of a car without its last two words) is in the answer, or, without "
+                        "an <answer>, anywhere in the text: a broken-off chain that lists it as a candidate is right."),
         "answer only": ("key", "No <answer>, no point."),
-        "corrected": ("whole label", "And the whole label: cars that differ in body or year alone count as different."),
+        "corrected": ("whole label", "And the whole label: cars that differ in body or year alone are different."),
         "strict": ("is label", "And nothing but the label: several names, or a longer name around it, are wrong."),
     },
     "open, similarity": {  # these score all texts at once, with an encoder
@@ -133,7 +133,7 @@ RULES: dict[str, dict[str, tuple[Callable | str, str]]] = {  # protocol -> rule 
     "closed, official order": {
         "as released": ("label", "The right option is listed first; the answer contains it. No <answer>, no point."),
         "with fall-back": ("label or text", FALL_BACK),
-        "strict": ("is label", "The answer is the option: several, or one whose name holds the right one's, are wrong."),
+        "strict": ("is label", "The answer is the option: several, or one whose name holds it, are wrong."),
     },
     "closed, shuffled": {
         "contained": ("label", "As released, in an order drawn anew: \"the first one\" is right one time in four."),
@@ -150,8 +150,8 @@ def scores(
     texts, labels = [p.text for p in said], [p.label for p in said]
     if protocol == "open, similarity":
         return {rule: how(texts, labels, domain, encode) for rule, (how, _) in RULES[protocol].items()}
-    columns = {rule: [RIGHT[how](*pair, domain) for pair in zip(texts, labels)] for rule, (how, _) in RULES[protocol].items()}
-    return {rule: np.array(column, float) for rule, column in columns.items()}
+    pairs, rules = list(zip(texts, labels)), RULES[protocol].items()
+    return {rule: np.array([RIGHT[how](*pair, domain) for pair in pairs], float) for rule, (how, _) in rules}
 
 
 def protocol_frame(

@@ -24,7 +24,7 @@ STRENGTHS = tuple(10.0**e for e in range(-5, 2))  # of the probe's regularisatio
 
 
 class Siglip:
-    """A SigLIP, frozen, with its processor. name: a Hub id such as "google/siglip2-large-patch16-256", or a folder."""
+    """A SigLIP, frozen, with its processor. name: a Hub id ("google/siglip2-large-patch16-256"), or a folder."""
 
     def __init__(self, name: str | Path = SHIPPED, device: str = "cpu"):
         self.processor = AutoProcessor.from_pretrained(name)
@@ -72,7 +72,7 @@ def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequenc
 
 
 def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_iter: int = 100) -> torch.Tensor:
-    """Weights (H + 1, K), bias last, of features (N, H) and class numbers (N,): cross-entropy + l2 / 2 |W|^2, by L-BFGS."""
+    """Weights (H + 1, K), bias last, of a logistic regression of x (N, H), class numbers y (N,)."""
     weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=max_iter, line_search_fn="strong_wolfe")
 
@@ -88,7 +88,7 @@ def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_it
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier of features (N, D): centred, scaled, `weight` (D, C), `bias` (C). strength: its L2 term's."""
+    """A linear classifier of features (N, D): centred, scaled, `weight` (D, C), `bias` (C), L2 `strength`."""
 
     classes: list[str]
     centre: torch.Tensor

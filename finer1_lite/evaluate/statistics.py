@@ -116,8 +116,8 @@ def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
 def subset_error(labels: Sequence[str], chosen: Sequence[str]) -> float:
     """The largest standard error of a subset's accuracy (0-1) as an estimate of the whole set's; 0 for all of it.
 
-    labels: classes of the whole set's N images; chosen: of the subset's n. With k_c of N_c images of class c it is half
-    the root of the larger of sum_c (k_c/n - N_c/N)^2, where a class shares its outcome, and 1/n - 1/N, where not.
+    labels: classes of the whole set's N images; chosen: of the subset's n. With k_c of N_c images of class c it is
+    half the root of the larger of sum_c (k_c/n - N_c/N)^2, where classes share outcomes, and 1/n - 1/N, where not.
 
     >>> round(subset_error(["a", "b"] * 500, ["a", "b"] * 50), 3), subset_error(["a", "b"], ["a", "b"])
     (0.047, 0.0)
