@@ -2,8 +2,8 @@ r"""The loss of TAPO and of its relatives, as plain functions on tensors.
 
 Letters: B rollouts (rows), G rollouts of one question (a group, n1 + n2), C completion tokens, V vocabulary.
 
-The objective of Fine-R1 (arXiv 2602.07605, eq. 4) is maximised; its negative is minimised here. For each
-token, with ``rho = pi / pi_old`` and ``g = pi / pi_neg``:
+The objective of Fine-R1 (arXiv 2602.07605, eq. 4), its sign turned. For each token, with ``rho = pi / pi_old`` and
+``g = pi / pi_neg``:
 
     A    = (r - mean r) / (std r + 1e-6)                  over the G pooled rewards   group_advantages
     loss = - min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A)               policy_loss_terms
@@ -257,8 +257,7 @@ def tapo_loss(
 
     (B, C): log-probs and mask; old None is the policy itself (one update per batch), negative None is for gamma =
     eta2 = 0. (B,): advantages, correct. With num_items, see `aggregate`, losses and metrics of micro-batches add up.
-    Metrics, averaged as the loss is: loss, policy_loss, ratio, entropy, inter_kl, negative_entropy, clip_ratio_low,
-    _high, _dual. On the first update policy_loss is about 0 (ratio 1, advantages sum to 0), its gradient is not.
+    On the first update policy_loss is about 0 (ratio 1, advantages sum to 0), its gradient is not.
     """
     c, sign = config, 1 if config.entropy_sign == "entropy" else -1
     logps, old = per_token_logps, per_token_logps if old_per_token_logps is None else old_per_token_logps

@@ -115,8 +115,7 @@ def nearest_classes(labels: Sequence[str], embeddings) -> dict[str, list[str]]:
 class ConfusionCounts:
     """Online hard negatives: which class the current policy takes for which, learnt from its own answers.
 
-    counts[true][predicted] is multiplied by decay at each later answer for the same true class, so it forgets
-    what the policy no longer confuses. A right answer only fades the counts.
+    counts[true][predicted] is multiplied by decay at each later answer for the same true class, right or wrong.
     """
 
     def __init__(self, classes: Iterable[str], decay: float = 0.95):
@@ -146,9 +145,8 @@ class TripletSampler:
         "random"   any other class
         "online"   the class that the policy confuses most with this one (confusion), else as "similar"
 
-    hardness=(start, end) goes from easy to hard in a straight line over curriculum_triplets triplets. nearest
-    maps a class to other classes, most similar first; those without an image in labels are passed over.
-    ValueError for a class with one image, which has no positive, and for one without a look-alike.
+    hardness=(start, end) goes from easy to hard in a straight line over curriculum_triplets triplets. nearest: class
+    -> others, most similar first. ValueError for a class with one image, or without a look-alike.
     """
 
     def __init__(
@@ -232,8 +230,8 @@ def fill_batch(
 ) -> Filled:  # fmt: skip
     """Dynamic sampling (DAPO): draw groups, keep the useful ones, go on until batch_size are kept.
 
-    draw(n): n new items. keep(items): a truth value for each, for instance `keep_groups(...).tolist()`. After
-    max_rounds it warns (RuntimeWarning) and returns what it has; the released code raises there.
+    draw(n): n new items. keep(items): a truth value for each. After max_rounds it warns (RuntimeWarning) and returns
+    what it has; the released code raises there.
     """
     kept, drawn, rounds = [], 0, 0
     while len(kept) < batch_size and rounds < max_rounds:
@@ -242,7 +240,7 @@ def fill_batch(
         drawn, rounds = drawn + len(items), rounds + 1
     if len(kept) < batch_size:
         warnings.warn(
-            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were asked for; "
-            "the questions are too easy or too hard; take other data, a larger group or more rounds", RuntimeWarning, 2,
+            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were asked for; the"
+            " questions are too easy or too hard: take other data, a larger group, more rounds", RuntimeWarning, 2,
         )  # fmt: skip
     return Filled(kept, rounds, drawn)

@@ -31,9 +31,8 @@ def clean_names(raw: Iterable[str]) -> dict[str, str]:
     names = list(dict.fromkeys(raw))
     found = [match for match in map(NUMBER.match, names) if match]
     numbers, rest = {m[1] for m in found}, {clean_name(m.string[m.end() :]).casefold() for m in found}
-    # numbers that only count: each once, of one width, padded with zeros
-    numbered = any(n[0] in "0n" for n in numbers) and len({len(n) for n in numbers}) == 1
-    numbered = numbered and len(names) == len(numbers) == len(rest) > 1
+    padded = any(n[0] in "0n" for n in numbers) and len({len(n) for n in numbers}) == 1  # all of one width
+    numbered = padded and len(names) == len(numbers) == len(rest) > 1  # numbers that only count
     cleaned = {name: clean_name(NUMBER.sub("", name, 1) if numbered else name) for name in names}
     first: dict[str, str] = {}
     for name, clean in cleaned.items():

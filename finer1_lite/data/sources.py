@@ -47,9 +47,8 @@ class Loaded:
 
     def report(self) -> str:
         """What was left out, what is scarce and what was renamed, in words."""
-        sizes = Counter(self.data["label"])
-        lines = [f"{len(self.data)} pictures of {len(sizes)} classes"]
-        lines += [f"no picture left: {name}" for name in self.lost]
+        sizes, lines = Counter(self.data["label"]), [f"no picture left: {name}" for name in self.lost]
+        lines.insert(0, f"{len(self.data)} pictures of {len(sizes)} classes")
         lines += [f"one picture only: {name}" for name in sorted(sizes) if sizes[name] == 1]
         lines += [f"left out: {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped]
         return "\n".join(lines + [f"renamed: {raw} -> {clean}" for raw, clean in self.renamed])

@@ -64,9 +64,8 @@ def read_triplets(path: str | Path) -> Dataset:
 
     path: the parquet file or its folder `data`. Pictures are decoded when they are asked for.
     """
-    made = []
-    for row in pq.read_table(path).to_pylist():
-        pictures = {role: row[column][0] for column, role in ROLES.items()}
-        made.append(pictures | {"question": row["problem"].removeprefix(MARK), "label": row["answer"]})
+    rows = pq.read_table(path).to_pydict()
+    made = {role: [images[0] for images in rows[column]] for column, role in ROLES.items()}
+    made |= {"question": [text.removeprefix(MARK) for text in rows["problem"]], "label": rows["answer"]}
     features = dict.fromkeys(ROLES.values(), ImageColumn()) | dict.fromkeys(("question", "label"), Value("string"))
-    return Dataset.from_list(made, features=Features(features))
+    return Dataset.from_dict(made, features=Features(features))

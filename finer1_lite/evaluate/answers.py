@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..files import JsonLines, read_jsonl, write_jsonl
+from ..files import JsonLines, read_jsonl
 from ..policy.inputs import VisionCache
 from ..policy.load import Policy, fingerprint
 from ..policy.rollout import rollout
@@ -49,13 +49,8 @@ def judge(index: int, label: str, seen: bool, text: str, question: str = "", ask
     return Prediction(index, label, seen, text, answer.strip(), contained, strict, question, asked)
 
 
-def save_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write one JSON line for each prediction; the whole file or none."""
-    write_jsonl(path, map(asdict, predictions))
-
-
 def load_predictions(path: str | Path) -> list[Prediction]:
-    """The predictions of a file of `save_predictions` or `ask`, in the order of their images."""
+    """The predictions of a file of `ask`, in the order of their images."""
     return sorted((Prediction(**row) for _, row in read_jsonl(path)), key=lambda p: p.index)
 
 

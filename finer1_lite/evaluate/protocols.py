@@ -98,7 +98,7 @@ def relative_similarity(
 
 
 def released_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarray:
-    """`relative_similarity` of the answer, or without one of the whole text; of dogs and pets relative to "object"."""
+    """`relative_similarity` of the answer, or without one of the whole text; of dogs and pets beside "object"."""
     category = domain if domain in SUPER_CATEGORIES else "object"
     return relative_similarity([answer_span(t) or t for t in texts], labels, category, encode)
 
@@ -120,9 +120,9 @@ FALL_BACK = "Without an <answer> the whole text counts, as released for the open
 RULES: dict[str, dict[str, tuple[Callable | str, str]]] = {  # protocol -> rule -> how it scores, and why it is there
     "open, inclusion": {
         "as released": ("key or text", "The label (of a car without its last two words) is in the answer, or, without "
-                        "an <answer>, anywhere in the text: a broken-off chain that lists it as a candidate is right."),
+                        "an <answer>, anywhere in the text: a broken-off chain that lists it is right."),
         "answer only": ("key", "No <answer>, no point."),
-        "corrected": ("whole label", "And the whole label: cars that differ in body or year alone are different."),
+        "corrected": ("whole label", "And the whole label: cars of another body or year differ."),
         "strict": ("is label", "And nothing but the label: several names, or a longer name around it, are wrong."),
     },
     "open, similarity": {  # these score all texts at once, with an encoder

@@ -72,7 +72,7 @@ def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequenc
 
 
 def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_iter: int = 100) -> torch.Tensor:
-    """Weights (H + 1, K), bias last, of a logistic regression of x (N, H), class numbers y (N,)."""
+    """Weights (H + 1, K), bias last, of a logistic regression of x (N, H), class numbers y (N,), l2 / 2 |W|^2."""
     weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=max_iter, line_search_fn="strong_wolfe")
 
@@ -108,8 +108,7 @@ def fit_probe(features: torch.Tensor, labels: Sequence[str], strength: float) ->
     x, y = features.double(), torch.tensor([classes.index(label) for label in labels])
     centre = x.mean(0)
     scale = float((x - centre).norm(dim=-1).mean())  # features of any size are regularised alike
-    x = (x - centre) / scale
-    w = fit_linear(x, y, len(classes), strength, max_iter=300)
+    w = fit_linear((x - centre) / scale, y, len(classes), strength, max_iter=300)
     return Probe(classes, centre, scale, w[:-1], w[-1], strength)
 
 

@@ -22,10 +22,8 @@ def result_rows(predictions: list[Prediction], method: str, protocol: str, seed:
     rows = []
     for split, wanted in (("seen", True), ("unseen", False)):
         part = [p for p in predictions if p.seen == wanted]
-        if not part:
-            continue
         figures = {"accuracy": [p.correct for p in part], "strict_accuracy": [p.strict for p in part]}
-        for metric, values in (figures | {"words": [len(p.text.split()) for p in part]}).items():
+        for metric, values in (figures | {"words": [len(p.text.split()) for p in part]}).items() if part else ():
             cells = (method, split, protocol, metric, round(float(np.mean(values)), 6), len(part), seed)
             rows.append(dict(zip(COLUMNS, cells)))
     return rows
