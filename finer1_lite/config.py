@@ -122,10 +122,9 @@ def suggest_profile() -> tuple[str, str]:
     if not torch.cuda.is_available():
         return "cpu", "torch sees no CUDA GPU: the bird world with its tiny model runs here in minutes"
     card = torch.cuda.get_device_properties(0)
-    gib = card.total_memory / 2**30
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "t4", f"{card.name} with {gib:.0f} GiB has no bfloat16: 16-bit floats with checks"
-    return "l4" if gib < 35 else "a100" if gib < 70 else "h100", f"{card.name} with {gib:.0f} GiB and bfloat16"
+    gib, bf16 = card.total_memory / 2**30, torch.cuda.is_bf16_supported(including_emulation=False)
+    name = "t4" if not bf16 else "l4" if gib < 35 else "a100" if gib < 70 else "h100"
+    return name, f"{card.name} with {gib:.0f} GiB and {'bfloat16' if bf16 else 'no bfloat16'}"
 
 
 def runs_folder() -> Path:

@@ -103,10 +103,8 @@ class Checkpoints:
                 )
             return tensors, text["facts"]
         if damaged:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole: {', '.join(damaged)}; move this folder away to start over"
-            )
-        return None
+            names = ", ".join(damaged)
+            raise CheckpointError(f"none in {self.folder} is whole: {names}; move this folder away to start over")
 
 
 def adapter_tensors(model) -> dict[str, torch.Tensor]:
@@ -136,7 +134,7 @@ class Team:
             p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
 
     def everyones(self, value) -> list:
-        """Each process's `value`, in the order of ranks."""
+        """Each process's `value`, by rank."""
         return [value] if self.size == 1 else gather_object([value])
 
 

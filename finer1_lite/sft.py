@@ -38,11 +38,7 @@ def train_sft(
 
 
 def num_steps(rows: int, config: SFTConfig) -> int:
-    """Steps of a whole run on so many rows; a run that Ctrl-C stopped has fewer.
-
-    >>> num_steps(96, SFTConfig(epochs=10, batch_size=64))
-    20
-    """
+    """Steps of a whole run on so many rows; a run that Ctrl-C stopped has fewer."""
     return config.epochs * math.ceil(rows / config.batch_size)
 
 

@@ -31,8 +31,6 @@ from .prompts import question
 from .rewards import released_reward
 from .samplers import Triplet, TripletSampler, fill_batch
 
-Reward = Callable[[str, str], dict[str, float]]
-
 
 @dataclass
 class Group:
@@ -60,7 +58,7 @@ class Tapo(Loop):
 
     def __init__(
         self, policy: Policy, cache: VisionCache, labels: list[str], sampler: TripletSampler, config: TapoConfig,
-        loss: LossConfig, seed: int, reward: Reward = released_reward, ask: Callable[..., str] = question,
+        loss: LossConfig, seed: int, reward: Callable = released_reward, ask: Callable = question,
     ):  # fmt: skip
         super().__init__(policy, config, config.max_grad_norm, seed)
         self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
@@ -184,8 +182,8 @@ class Tapo(Loop):
 
     def position(self) -> dict:
         """Everything that drawing and sampling advance."""
-        return {"sampler": self.sampler.state_dict(), "rng": self.rng.bit_generator.state,
-                "generator": self.generator.get_state().tolist()}  # fmt: skip
+        drawn = {"sampler": self.sampler.state_dict(), "rng": self.rng.bit_generator.state}
+        return drawn | {"generator": self.generator.get_state().tolist()}
 
     def go_to(self, position: dict) -> None:
         """Draw and sample from `position` on."""

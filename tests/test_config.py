@@ -14,12 +14,9 @@ from finer1_lite import config
 from finer1_lite.config import PROFILES, artefact, get_profile, runs_folder, suggest_profile
 
 
-def test_an_unknown_profile_names_the_known_ones():
+def test_without_cuda_the_cpu_profile_fits_and_others_say_what_they_need(monkeypatch):
     with pytest.raises(ValueError, match="unknown profile 'rtx'; choose one of: cpu, t4"):
         get_profile("rtx")
-
-
-def test_without_cuda_the_cpu_profile_fits_and_others_say_what_they_need(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert suggest_profile()[0] == "cpu"
     for name in PROFILES.keys() - {"cpu"}:

@@ -140,7 +140,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, prom
         load_policy(policy.profile, tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}))
+@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_dropout": 0.1}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, kind):
     base = load_base(policy.profile)
@@ -333,6 +333,8 @@ def test_the_nucleus_is_drawn_as_if_it_were_sorted(temperature, top_p):
 
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf))
 @pytest.mark.parametrize("temperature, top_p", ((1.0, 0.9), (1.0, 1.0), (0, 1.0)))
-def test_broken_logits_are_refused(bad, temperature, top_p):
+def test_broken_logits_and_an_empty_nucleus_are_refused(bad, temperature, top_p):
     with pytest.raises(FloatingPointError, match="not numbers"):
         sample_tokens(torch.full((2, 5), bad), temperature, top_p, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="top_p"):
+        sample_tokens(torch.zeros(2, 5), temperature, 0, torch.Generator().manual_seed(0))

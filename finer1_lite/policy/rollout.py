@@ -104,6 +104,8 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
     from all is kept if the more likely ones together stay below top_p, else drawn again, which leaves the same
     distribution. FloatingPointError where logits are not numbers.
     """
+    if top_p <= 0:
+        raise ValueError("top_p must be above 0: nothing would be drawn")
     if not logits.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
     if temperature == 0:
