@@ -240,7 +240,7 @@ def fill_batch(
         drawn, rounds = drawn + len(items), rounds + 1
     if len(kept) < batch_size:
         warnings.warn(
-            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were asked for; the"
-            " questions are too easy or too hard: take other data, a larger group, more rounds", RuntimeWarning, 2,
+            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were asked for: "
+            "questions are too easy or too hard: take other data, a larger group, more rounds", RuntimeWarning, 2,
         )  # fmt: skip
     return Filled(kept, rounds, drawn)

@@ -12,9 +12,7 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.fish import all_fish, draw_folder
 from finer1_lite.birds.render import draw
 from finer1_lite.config import TapoConfig, get_profile
-from finer1_lite.data.health import (
-    BRACKETS, CONTAINED, MAX_DISTANCE, SAME, SLIP, STEP_IMAGES, check_health, similar_names,
-)  # fmt: skip
+from finer1_lite.data.health import BRACKETS, CONTAINED, MAX_DISTANCE, SAME, STEP_IMAGES, check_health, similar_names
 from finer1_lite.data.sources import folder_entries, load_images
 from finer1_lite.policy.load import load_base
 from finer1_lite.rewards import accuracy_reward
@@ -151,9 +149,7 @@ def test_tokens_are_those_of_the_processor():
     ("House Finch", "house  finch", SAME), ("House-Finch", "Housefinch", SAME), ("Café", "Cafe\u0301", SAME),
     ("Wren (male)", "Wren (female)", BRACKETS), ("Mallow", "tree mallow", CONTAINED),
     ("Tern", "Eastern Kite", CONTAINED),  # inside a word too, as the released reward looks for it
-    ("Grey Wagtail", "Gray Wagtail", SLIP), ("Wagtail", "Wagtial", SLIP), ("Cardinals", "Cardnals", SLIP),
-    ("Audi A5 Coupe 2012", "Audi S5 Coupe 2012", SLIP), ("Boeing 737-200", "Boeing 737-300", None),
-    ("Wren", "Tern", None), ("Cat", "Bat", None), ("Song Sparrow", "Fox Sparrow", None),
+    ("Boeing 737-200", "Boeing 737-300", None), ("Wren", "Tern", None), ("Song Sparrow", "Fox Sparrow", None),
 ])  # fmt: skip
 def test_names_that_are_alike(one, other, why):
     found = similar_names([other, one, "Something Else Entirely"])

@@ -1,8 +1,6 @@
 """Pictures from folders, tables and the Hub: what a user's folder may hold, and the split made of it."""
 
 import io
-import subprocess
-import sys
 import unicodedata
 import warnings
 from collections import Counter
@@ -17,13 +15,6 @@ from finer1_lite.data.names import clean_name, clean_names
 from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
 from finer1_lite.data.splits import few_shot, released_classes
 from finer1_lite.images import as_rgb, read_image
-
-
-def test_importing_the_data_modules_is_light():
-    modules = ", ".join(f"finer1_lite.data.{name}" for name in ("benchmarks", "formats", "health", "splits"))
-    code = f"import sys, {modules}; print({{'torch', 'transformers', 'finer1_lite.policy'}} & set(sys.modules))"
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert made.stdout == "set()\n", made.stderr
 
 
 def picture(path, size=(40, 30), mode="RGB", color=None, **how):

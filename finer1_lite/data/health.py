@@ -24,12 +24,11 @@ SHOTS = 4
 STEP_IMAGES = 24  # of a TAPO step: 8 questions (`config.TapoConfig`), each with anchor, positive and negative
 TINY = 56  # pixels of the shorter side: below 56 x 56 Qwen's processor enlarges
 SAME, BRACKETS = "the same but for case, spaces or punctuation", "the same but for what stands in brackets"
-CONTAINED, SLIP = "the first contained in the second", "one letter different, missing or moved"
+CONTAINED = "the first contained in the second"
 NAMES = {
     SAME: "If they are one class, choose one spelling; else say what tells them apart",
     BRACKETS: "The checks of chains take them for one class: say what tells them apart without brackets",
     CONTAINED: "To answer the second is paid as the first: train with `guarded_reward`, report strict accuracy",
-    SLIP: "If it is a slip of the pen, correct it",
 }
 
 
@@ -99,9 +98,7 @@ def _duplicates(facts: pd.DataFrame, max_distance: int) -> pd.DataFrame:
 
 
 def similar_names(names: Iterable[str]) -> pd.DataFrame:
-    """Pairs of class names that are easily taken for each other: name_a, name_b, why (the first reason of four).
-
-    Another digit is no slip ("737-200", "737-300"), and names below five letters are too short to tell.
+    """Pairs of class names that are easily taken for each other: name_a, name_b, why (the first reason of three).
 
     >>> similar_names(["Wren", "House Wren", "Tern 2", "Tern 3"]).iloc[0].tolist()
     ['Wren', 'House Wren', 'the first contained in the second']
@@ -109,20 +106,13 @@ def similar_names(names: Iterable[str]) -> pd.DataFrame:
     plain = {name: normalise(name) for name in names}
     solid = {name: plain[name].replace(" ", "") for name in plain}
     bare = {name: normal_name(name) for name in plain}
-    less = {name: _with_a_letter_less(solid[name]) for name in plain}
     found = {why: [] for why in NAMES}
     for a, b in combinations(sorted(plain, key=lambda name: (len(plain[name]), name)), 2):
-        alike = solid[a] == solid[b], bare[a] == bare[b] != "", plain[a] in plain[b], not less[a].isdisjoint(less[b])
+        alike = solid[a] == solid[b], bare[a] == bare[b] != "", plain[a] in plain[b]
         if any(alike):
             why = list(NAMES)[alike.index(True)]
             found[why].append((a, b, why))
     return pd.DataFrame([row for rows in found.values() for row in sorted(rows)], columns=["name_a", "name_b", "why"])
-
-
-def _with_a_letter_less(name: str) -> set[str]:
-    """The name, and what is left without any one letter: two names that are one slip apart share one of these."""
-    less = {name[:i] + name[i + 1 :] for i, letter in enumerate(name) if letter.isalpha()}
-    return {name} | less if len(name) >= 5 else set()
 
 
 def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, names: pd.DataFrame) -> list[str]:

@@ -119,8 +119,8 @@ RIGHT = {  # whether a text is right, by the label and the domain
 FALL_BACK = "Without an <answer> the whole text counts, as released for the open world: a chain names every option."
 RULES: dict[str, dict[str, tuple[Callable | str, str]]] = {  # protocol -> rule -> how it scores, and why it is there
     "open, inclusion": {
-        "as released": ("key or text", "The label (of a car without its last two words) is in the answer, or, without "
-                        "an <answer>, anywhere in the text: a broken-off chain that lists it is right."),
+        "as released": ("key or text", "The label (of a car without its last two words) is in the answer or, "
+                        "without an <answer>, anywhere in the text: a broken-off chain that lists it is right."),
         "answer only": ("key", "No <answer>, no point."),
         "corrected": ("whole label", "And the whole label: cars of another body or year differ."),
         "strict": ("is label", "And nothing but the label: several names, or a longer name around it, are wrong."),
