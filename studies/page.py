@@ -1,8 +1,4 @@
-"""One page of results from the committed tables: `python -m studies.page` writes `summary.md` and its picture
-`ablations.png`.
-
-A part whose table is not there is left out. Figures are rounded to what their interval allows.
-"""
+"""One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`."""
 
 import argparse
 from pathlib import Path

@@ -1,8 +1,7 @@
 """How good are the chains that the authors released? `python -m studies.released_chains FILE` prints measures.
 
-Of a released completion only <think> ... </think> <answer> ... </answer> is regular. Most thoughts have headings,
-some nothing but "The analysis of candidate subcategories:" and "The prediction is:"; there the comparison begins at
-the gap that its heading left, or where the list ends. There are no labels, the answer stands for them.
+Most thoughts have headings; where the comparison's is missing it begins at the gap that the heading left, or where the
+list of candidates ends. There are no labels, the answer stands for them.
 """
 
 import json
