@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from finer1_lite.cot.chains import (
-    FORMAT, HINTED, LEAK, NOT_LABEL, Chain, ChainError, chat_row, load_chains, question_and_completion, save_chains,
+    FORMAT, HINTED, LEAK, Chain, chat_row, load_chains, question_and_completion, save_chains,
     to_completion,
 )  # fmt: skip
 from finer1_lite.cot.review import UNDECIDED, Review, ReviewDesk, agreement, row_id
@@ -118,15 +118,6 @@ def test_a_row_is_known_by_what_is_reviewed():
     others = [("wick", *told[1:]), ("tarn", "Which?", *told[2:]), (*told[:2], "", "0.png"), (*told[:3], "1.png")]
     assert len({row_id(chat_row(0, *row)) for row in (told, *others)}) == 5
     assert row_id(chat_row(7, *told)) == row_id(chat_row(0, *told))
-
-
-def test_an_edit_must_be_a_chain_and_its_flags_are_told(review, path):
-    with pytest.raises(ChainError):
-        review.decide(0, "edit", "a tarn")
-    assert not path.exists()
-    review.decide(0, "edit", completion("tarn", "a tarn."))
-    review.decide(1, "edit", completion("tarn"))
-    assert [review.flags(i) for i in range(3)] == [[LEAK], [NOT_LABEL], []]
 
 
 def test_accepted_rows_are_what_is_trained_on(review, tmp_path):
