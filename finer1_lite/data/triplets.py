@@ -42,13 +42,12 @@ def export_triplets(
             raise ValueError(f"the labels {anchor!r}, {positive!r}, {negative!r} or {question!r} do not fit")
     folder, rows = Path(folder), []
     for triplet, question in zip(triplets, questions):
-        size = as_rgb(images[triplet.anchor]).size
-        row = {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]}
+        size, row = as_rgb(images[triplet.anchor]).size, {}
         for column, role in ROLES.items():
             picture = as_rgb(images[getattr(triplet, role)]).resize(size, Image.Resampling.BICUBIC)
             picture.save(png := io.BytesIO(), "PNG")
             row[column] = [{"bytes": png.getvalue(), "path": None}]
-        rows.append(row)
+        rows.append(row | {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]})
     (folder / "data").mkdir(parents=True, exist_ok=True)
     write_whole(folder / "format_prompt.jinja", "{{ content | trim }} " + THINK_INSTRUCTION)
     table = Dataset.from_list(rows, features=FEATURES).with_format("arrow")[:]
