@@ -74,7 +74,7 @@ def test_bootstrap_draws_seeds_again_too():
 
 @pytest.fixture(scope="module")
 def birds():
-    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 0, False: 0}})["val"]
+    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 0}})["val"]
 
 
 def test_the_base_model_describes_and_cannot_name(birds):
