@@ -123,5 +123,5 @@ class VisionCache:
         for i, features in made.items():
             if not features.tokens.isfinite().all():
                 where = "image {} ({}x{} pixels)".format(i, *self.images[i].size)
-                raise FloatingPointError(f"the features of {where} overflow {self.dtype}; lower max_pixels or use bf16")
+                raise FloatingPointError(f"features of {where} overflow {self.dtype}; lower max_pixels or use bf16")
         return made
