@@ -3,8 +3,8 @@
 Stage A: the vision tower learns attributes, never a name. For each attribute a head looks for the image tokens that
 matter and reads their mean; the heads are thrown away. Stage B: the language model learns to put into words what the
 frozen tower sees, and reads the field guide. Stage C: a teacher, the base with an adapter that writes chains in
-tagged parts when it is told the label; it has seen images of common species only. Another number of threads, or
-another processor, sums in another order: expect other bytes, and accuracies within 10 points.
+tagged parts when it is told the label; it has seen images of common species only. Other processors, or numbers of
+threads, sum in another order: expect other bytes, and accuracies within 10 points.
 """
 
 import argparse
@@ -42,25 +42,21 @@ ROUNDS = (
     {"steps": 380, "seed": 2, "lr": 1.5e-3, "images": 8, "texts": 56, "write": diary, "threads": 2},
 )
 TEACHER_ROWS, TEACHER_PICTURES, TEACHER_THREADS = 4000, 8, 2
-TEACHER = SFTConfig(
-    epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32, micro_tokens=2**20,
-)  # fmt: skip
+TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
+                    micro_tokens=2**20)  # fmt: skip
 
 
 def fit(parameters: list, losses, steps: int, lr: float, weight_decay=0.02, betas=(0.9, 0.999), warmup=0.1) -> None:
     """Train with AdamW on one cycle of the learning rate. losses: called for each step, yields its losses."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warmup)
-    for _ in (bar := tqdm(range(steps), desc=losses.__qualname__.split(".")[0], mininterval=10)):
+    for _ in tqdm(range(steps), desc=losses.__qualname__.split(".")[0], mininterval=10):
         optimizer.zero_grad()
-        total = 0.0
         for loss in losses():
             loss.backward()
-            total += loss.item()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{total:.3f}", refresh=False)
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -98,10 +94,7 @@ def train_vision(visual, images: np.ndarray, looks: torch.Tensor, steps: int) ->
 
 
 def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict) -> None:
-    """A round of stage B, as `plan` (of `ROUNDS`) says: train all but the vision tower, in place.
-
-    seen: the tower's features (N, 16, H) of pictures of all species in turn.
-    """
+    """A round of stage B, in place, on the tower's features (N, 16, H) of pictures of all species in turn."""
     rng, species = np.random.default_rng(plan["seed"]), all_species()
     grid = torch.tensor([1, SIZE // PATCH, SIZE // PATCH])
     model.model.visual.requires_grad_(False)
