@@ -19,15 +19,13 @@ from .use import BARE_PROMPT, PROMPT
 METHOD_NAMES = {"sft_answers": "SFT on answers", "cot_sft": "CoT SFT", "dapo": "DAPO", "tapo": "TAPO"}
 CARD = Path(__file__).with_name("card.md")
 TINY = str(ASSETS / "base")
-QWEN_TERMS = f"https://huggingface.co/{QWEN_3B}/blob/main/LICENSE"
+TERMS = f"https://huggingface.co/{QWEN_3B}/blob/main/LICENSE"
+UNKNOWN = {"license": "unknown"}, "That of the base; look it up before you pass this on."
 LICENCES = {  # base -> what the Hub reads, what a person reads
     TINY: ({"license": "mit"}, "MIT, like the base, which finer1_lite pre-trained itself."),
-    QWEN_3B: (
-        {"license": "other", "license_name": "qwen-research", "license_link": QWEN_TERMS},
-        f"Improved using Qwen. The base's [Qwen Research License]({QWEN_TERMS}) holds: no commercial use.",
-    ),
-    None: ({"license": "unknown"}, "That of the base; look it up before you pass this on."),  # any other
-}
+    QWEN_3B: ({"license": "other", "license_name": "qwen-research", "license_link": TERMS},
+              f"Improved using Qwen. The base's [Qwen Research License]({TERMS}) holds: no commercial use."),
+}  # fmt: skip
 
 
 def model_card(
@@ -36,8 +34,8 @@ def model_card(
 ) -> str:  # fmt: skip
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
-    profile: `policy.profile`. data: what it was trained on, in your words. results: rows of a results file, of the
-    seed of the adapter. prompt: the question as in training (default: about birds). ValueError for another method.
+    data: what it was trained on, in your words. results: rows of a results file, of the seed of the adapter.
+    prompt: the question as in training (default: about birds). ValueError for another method.
     """
     if method not in METHOD_NAMES:
         raise ValueError(f"no adapter comes from {method!r}; choose one of: {', '.join(METHOD_NAMES)}")
@@ -46,8 +44,7 @@ def model_card(
     if method in ("dapo", "tapo"):
         config, loss = (profile.tapo, profile.loss) if method == "tapo" else dapo_setting(profile)
         stages |= {name: config, f"{name}'s loss": loss}
-    settings = {stage: asdict(values) for stage, values in stages.items()}
-    hub, licence = LICENCES.get(profile.model_id, LICENCES[None])
+    hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
     metadata = ModelCardData(
@@ -62,7 +59,8 @@ def model_card(
         data=data, tiny=profile.model_id == TINY, version=__version__,
         question=prompt or (PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
-        stages=settings | {"made with": versions()}, rows=_accuracies(results, method), licence=licence,
+        stages={stage: asdict(values) for stage, values in stages.items()} | {"made with": versions()},
+        rows=_accuracies(results, method), licence=licence,
     ))  # fmt: skip
 
 
@@ -78,10 +76,7 @@ def _accuracies(results: pd.DataFrame | None, method: str) -> list[tuple]:
     ]
 
 
-def save_for_sharing(
-    policy: Policy, folder: str | Path, method: str, data: str, results: pd.DataFrame | None = None,
-    prompt: str | None = None,
-) -> Path:  # fmt: skip
+def save_for_sharing(policy: Policy, folder: str | Path, method: str, data: str, results=None, prompt=None) -> Path:
     """Write adapter (safetensors), processor and `model_card`: all that a stranger needs besides the base."""
     card = model_card(policy.profile, method, data, results, prompt=prompt)  # first: an error leaves no folder
     policy.save(folder)
@@ -91,9 +86,8 @@ def save_for_sharing(
 def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card: str) -> Path:
     """Write base + adapter as one model in bfloat16 with its processor; plain transformers loads the folder.
 
-    The base is loaded anew, on the profile's device, as the adapter met it: NF4's weights are unpacked, rounding
-    included, and the adapter is added to those. So the merged model is the one that was evaluated, but for bfloat16;
-    the original weights would make another one. card: see `model_card(merged=True)`.
+    NF4's weights are unpacked, rounding included, and the adapter is added to those: so the merged model is the one
+    that was evaluated, but for bfloat16. card: see `model_card(merged=True)`.
     """
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
