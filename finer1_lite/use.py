@@ -23,16 +23,13 @@ PROMPT, BARE_PROMPT = instructed(QUESTIONS[0]), instructed(QUESTIONS[0], think=F
 @dataclass(frozen=True)
 class Classified:
     """One picture of a folder: the `answer` and the `chain` before it, or `error`, why there is no answer."""
-
     path: Path
     answer: str | None
     chain: str
     error: str | None = None
 
 
-def classify_batches(
-    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int = 0
-) -> Iterator[list[Classified]]:
+def classify_batches(policy: Policy, folder: str | Path, prompt=PROMPT, batch_size=0) -> Iterator[list[Classified]]:
     """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
     prompt: with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's `eval_batch`. A picture

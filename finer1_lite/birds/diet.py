@@ -51,11 +51,8 @@ def tagged(parts: dict[str, str]) -> str:
 
 def misread(rng: np.random.Generator, looks, rate: float = 0.04) -> tuple[str, ...]:
     """Looks as a hasty observer notes them: each value wrong with probability `rate`."""
-    seen = []
-    for values, value in zip(ATTRIBUTES.values(), looks):
-        others = [v for v in values if v != value]
-        seen.append(str(rng.choice(others)) if rng.random() < rate else value)
-    return tuple(seen)
+    return tuple(str(rng.choice([v for v in values if v != value])) if rng.random() < rate else value
+                 for values, value in zip(ATTRIBUTES.values(), looks))  # fmt: skip
 
 
 def candidates(species: Species, looks, ordered: bool = True) -> list[Species]:

@@ -18,8 +18,7 @@ from .render import SIZE
 
 PATCH, MERGE = 14, 2
 SPECIAL = tuple(f"<|{t}|>" for t in "endoftext im_start im_end vision_start vision_end image_pad video_pad".split())
-# The tags of a chain's four parts, one token each: "<analysis>", "</analysis>", ...
-TAGS = tuple(f"<{slash}{part}>" for part in PARTS for slash in ("", "/"))
+TAGS = tuple(f"<{slash}{part}>" for part in PARTS for slash in ("", "/"))  # of a chain's parts, one token each
 # Qwen's way to split text into words before the byte pairs are merged.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
