@@ -4,7 +4,6 @@ import gc
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from peft import PeftModel
@@ -28,17 +27,21 @@ LICENCES = {  # base -> what the Hub reads, what a person reads
 }  # fmt: skip
 
 
-def model_card(
-    profile: Profile, method: str, data: str, results: pd.DataFrame | None = None, merged: bool = False,
-    prompt: str | None = None,
-) -> str:  # fmt: skip
+def model_card(profile: Profile, method: str, data: str, results=None, merged=False, prompt=None) -> str:
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
-    data: what it was trained on, in your words. results: rows of a results file, of the seed of the adapter.
+    data: what it was trained on, in your words. results: table of a results file, of the seed of the adapter.
     prompt: the question as in training (default: about birds). ValueError for another method.
     """
     if method not in METHOD_NAMES:
         raise ValueError(f"no adapter comes from {method!r}; choose one of: {', '.join(METHOD_NAMES)}")
+    rows = []
+    if results is not None:
+        table = results[(results.metric == "accuracy") & (results.method == method)]
+        if table.empty:
+            raise ValueError(f"results without accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
+        rows = [(*group, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
+                for group, part in table.groupby(["protocol", "split"])]  # fmt: skip
     name = METHOD_NAMES[method]
     stages = {name: profile.sft_answers} if method == "sft_answers" else {"CoT SFT": profile.sft}
     if method in ("dapo", "tapo"):
@@ -60,20 +63,8 @@ def model_card(
         question=prompt or (PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
         stages={stage: asdict(values) for stage, values in stages.items()} | {"made with": versions()},
-        rows=_accuracies(results, method), licence=licence,
+        rows=rows, licence=licence,
     ))  # fmt: skip
-
-
-def _accuracies(results: pd.DataFrame | None, method: str) -> list[tuple]:
-    if results is None:
-        return []
-    rows = results[(results.metric == "accuracy") & (results.method == method)]
-    if rows.empty:
-        raise ValueError(f"the results hold no accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
-    return [
-        (protocol, split, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
-        for (protocol, split), part in rows.groupby(["protocol", "split"])
-    ]
 
 
 def save_for_sharing(policy: Policy, folder: str | Path, method: str, data: str, results=None, prompt=None) -> Path:

@@ -70,10 +70,7 @@ def read_answer(path: Path, text: str) -> Classified:
 
 
 def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> Iterator[str]:
-    """The greedy answer to one picture in pieces, as they are written; joined, they are the whole text.
-
-    `generate` runs in a thread of its own. It stops when the caller stops reading, and what it raises is raised here.
-    """
+    """The greedy answer to one picture in pieces, as they are written; it stops when the caller stops reading."""
     tokenizer, stop, seen = policy.processor.tokenizer, Event(), see(policy, as_rgb(image))
     ids = pad([prompt_ids(policy.processor, prompt, seen)], tokenizer.pad_token_id, "left")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -2,8 +2,7 @@
 
 It stands where SigLIP-L stands in the paper's table, which has read the web's alt-texts: so it learns **all** 200
 species from noisy captions. Unlike the base, it **has met the evaluated species by name**; a table must say so.
-Departures from SigLIP (Zhai et al., arXiv 2303.15343): 1 M parameters, batches of 128 pairs, no species twice in a
-batch (its own caption would count as a wrong one), and a bias of -5 at the start, as a batch holds fewer negatives.
+Departures from SigLIP (arXiv 2303.15343): 1 M parameters, 128 pairs a batch, no species twice in it, a bias of -5.
 """
 
 import json

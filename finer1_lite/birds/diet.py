@@ -9,9 +9,7 @@ import numpy as np
 from ..cot.build import FOUR_PARTS, structured_prompt
 from ..cot.chains import HEADINGS, PARTS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
-from .species import (
-    ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members, look_alikes, nearest,
-)  # fmt: skip
+from .species import ATTRIBUTES, Species, all_species, by_name, describe, differences, look_alikes, nearest
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),
@@ -57,7 +55,8 @@ def misread(rng: np.random.Generator, looks, rate: float = 0.04) -> tuple[str, .
 
 def candidates(species: Species, looks, ordered: bool = True) -> list[Species]:
     """`species` and the three others of its family that are nearest to `looks`; by name the place tells nothing."""
-    found = [species, *[s for s in nearest(looks, family_members(species.family)) if s != species][:3]]
+    family = [s for s in all_species() if s.family == species.family and s != species]
+    found = [species, *nearest(looks, family)[:3]]
     return sorted(found, key=lambda s: s.name) if ordered else found
 
 

@@ -1,7 +1,4 @@
-"""A second drawn world: a folder of fish as a practitioner would bring it, with the faults that such folders have.
-
-The base model has never met a fish or its name, but most colours and patterns are those of birds.
-"""
+"""A second drawn world: a folder of fish as a practitioner would bring it, faults included; new to the base model."""
 
 from dataclasses import dataclass
 from pathlib import Path

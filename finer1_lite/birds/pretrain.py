@@ -118,7 +118,7 @@ def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict)
 
 
 def make_base(out: Path, scale: float) -> None:
-    """Stages A and B; writes `out/base` in bfloat16, to which the weights are rounded after each round."""
+    """Stages A and B; writes `out/base` in bfloat16."""
     torch.set_num_threads(VISION_THREADS)
     n = max(3, int(scale * PICTURES))
     images = np.stack([np.asarray(draw(s, i, DRAW_SEED)) for i in tqdm(range(n), "draw") for s in all_species()])
