@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
@@ -14,7 +15,7 @@ from finer1_lite.evaluate.statistics import (
     COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_error, subset_of, table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import Policy, add_adapter, load_base
+from finer1_lite.policy.load import fingerprint, Policy, add_adapter, load_base
 from finer1_lite.prompts import make_options
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
 
@@ -236,3 +237,11 @@ def test_the_table_shows_the_spread_of_several_seeds():
     text = table(pd.DataFrame(rows))
     assert text.count("55.0 (50-60)") == 20 and [m for m in METHODS if f"`{m}`" in text] == list(METHODS)
     assert "(" not in table(pd.DataFrame(rows[::2])).splitlines()[2]
+
+
+def test_another_base_of_the_same_name_has_another_fingerprint():
+    policy = load_base(get_profile("cpu"))
+    before = fingerprint(policy)
+    with torch.no_grad():
+        policy.backbone.language_model.layers[-1].input_layernorm.weight[0] += 1e-3
+    assert fingerprint(policy) != before
