@@ -15,7 +15,7 @@ from finer1_lite.evaluate.statistics import (
     COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_error, subset_of, table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import fingerprint, Policy, add_adapter, load_base
+from finer1_lite.policy.load import Policy, add_adapter, fingerprint, load_base
 from finer1_lite.prompts import make_options
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
 
