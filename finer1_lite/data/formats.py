@@ -35,8 +35,6 @@ OPTIONS = 4
 def to_chat(row: dict, form: str) -> dict:
     """Our row in the form "llama_factory", "sharegpt" or "trl" (whose trainer wants pictures, `List(Image())`).
 
-    ValueError for what `from_chat` would refuse.
-
     >>> turns = {"user": "<image>Who?", "assistant": "A wren."}
     >>> row = {"messages": [{"role": r, "content": c} for r, c in turns.items()], "images": ["a.jpg"], "id": 7}
     >>> to_chat(row, "sharegpt")["conversations"][1], from_chat(to_chat(row, "sharegpt"), "sharegpt") == row

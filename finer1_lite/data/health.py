@@ -1,8 +1,7 @@
 """What is wrong with a data set, before hours are spent on it: pictures twice, names alike, classes too small.
 
-Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`). On 2240 drawn pictures the same one as
-JPEG of quality 20, at half or double size, or 20% darker was at most 24 bits away, two different ones at least 38. A
-copy that is cropped, turned, mirrored or strongly blurred is missed.
+Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`): on drawn pictures a JPEG, resized or
+darker copy was at most 24 bits away, two different ones at least 38. A cropped, turned or mirrored copy is missed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -138,9 +137,7 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
         small = {f"with less than {SHOTS} images to learn from and one to test on": whole[whole <= SHOTS]}
     for what, few in small.items():
         add(f"Classes {what}", few.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave the class out")
-    for column, what, remedy in [
-        ("tiny", f"with a side below {TINY} pixels", "Details are lost in them: find larger ones"),
-        ("thin", f"over {LONGEST} times as long as wide", "Qwen's processor refuses them: crop them"),
-    ]:
-        add(f"Pictures {what}", facts[facts[column]], "{0.split}[{0.row}] ({0.width} x {0.height})", remedy)
+    size = "{0.split}[{0.row}] ({0.width} x {0.height})"
+    add(f"Pictures with a side below {TINY} pixels", facts[facts["tiny"]], size, "Details are lost: find larger ones")
+    add(f"Pictures over {LONGEST} times as long as wide", facts[facts["thin"]], size, "Qwen refuses them: crop them")
     return found
