@@ -1,8 +1,4 @@
-"""What the benchmark counts, without a clock: image patches, decoded rows, floating-point operations.
-
-The steps are those of `tests/benchmarks`, only smaller. The plain way is what a loop without our shortcuts does:
-pixels of every rollout's image, one padded row for each rollout, the library's own `generate`.
-"""
+"""What the benchmark counts, without a clock, and beside a plain loop: pixels of every rollout's image, padded rows."""
 
 from contextlib import nullcontext
 

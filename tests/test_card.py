@@ -1,7 +1,4 @@
-"""What a GPU would mind first, without one: everything is where it is used. See `card.py`.
-
-In processes of their own, because a kind of device cannot be taken back.
-"""
+"""What a GPU would mind first, without one (see `card.py`); in processes of their own, as a device cannot be taken back."""
 
 import json
 import os

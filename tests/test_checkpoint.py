@@ -76,9 +76,6 @@ def straight(data):
     return loop.state()[0], untimed(history), history[-1]["seconds"]
 
 
-# ---- SIGKILL
-
-
 def run_to_the_end(loop: Tapo, folder: Path) -> None:
     """The training of a process that may be killed at any point of it."""
     loop.train(checkpoints=Checkpoints(folder / "checkpoints", every=1))
@@ -107,9 +104,6 @@ def test_kills_at_random_points_change_nothing(data, straight, tmp_path, kills):
         left = sorted(p.name for p in (folder / "checkpoints").iterdir())
         assert left == ["step-000005.safetensors", "step-000006.safetensors"]
     assert kills == 2 or len(set(last)) > 3, f"all kills struck at steps {last}"
-
-
-# ---- Ctrl-C
 
 
 @pytest.fixture(autouse=True)
@@ -179,8 +173,6 @@ def test_interrupted_sft_goes_on_bit_for_bit(data, tmp_path):
     with pytest.raises(CheckpointError, match="config was .*0.001.* and is .*0.5"):
         train(checkpoints=checkpoints)
 
-
-# ---- what is on disk
 
 RUN = {"profile": "cpu"}
 
@@ -265,9 +257,6 @@ def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, mo
     with pytest.raises(CheckpointError, match="step 4 was not written.*No space.*are as they were"):
         put(three, 4, 4)
     assert len(list(three.folder.iterdir())) == 2 and three.load(RUN)[1] == {"n": 3}
-
-
-# ---- bad steps, little memory
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(data):

@@ -1,9 +1,4 @@
-"""The shapes of Qwen2.5-VL as data, for what has to know them without a download.
-
-Source: `config.json` of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct on the Hugging Face Hub; what is not
-named here stands there as it is in transformers' defaults. The models built from it have as many
-parameters as the published weights: 3,754,622,976 and 8,292,166,656.
-"""
+"""The shapes of Qwen2.5-VL from `config.json` of the 3B and 7B on the Hub; as many parameters as the published weights."""
 
 from transformers import Qwen2_5_VLConfig
 

@@ -1,14 +1,6 @@
-"""The real size on a GPU: Qwen2.5-VL-3B from its configuration with random weights, NF4, one TAPO step.
+"""The real size on a GPU: Qwen2.5-VL-3B with random weights in NF4, TAPO steps (or TRL's), to `results/real_size.csv`.
 
-    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256
-    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 --trl
-
-Random weights are valid for speed and memory and say nothing about accuracy. The model is saved and loaded again by
-the package's own `load_policy`; only the tokenizer is the tiny one. An end token is never sampled, so completions are
-of full length. Two warm-up steps, then the median of `--steps`. `--trl` takes the steps with TRL's `GRPOTrainer`: the
-same model in NF4 with the same LoRA, as many rollouts (all from the anchor, and no negative: GRPO has none). A row
-goes to `tests/benchmarks/results/real_size.csv`: seconds of sampling and of the update, milliseconds for a decoding
-step (with its share of reading the prompts), tokens per second, peak memory, seconds over the arithmetic's.
+    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 [--trl]
 """
 
 import argparse

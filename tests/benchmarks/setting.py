@@ -1,13 +1,6 @@
-"""The same step for both: TRL's `GRPOTrainer` and our `Tapo`.
+"""The same step for TRL's `GRPOTrainer` and our `Tapo`: model, LoRA, questions, images, lengths, groups, optimizer.
 
-Equal are: the tiny base model with LoRA on the language model, in NF4 or in fp32; questions and images (TRL's data
-set holds what our loop will draw); lengths (the end token cannot be sampled); all groups are kept; temperature,
-nucleus, micro-batch, optimizer; the adapter in fp32 (TRL casts that of a 4-bit model to bfloat16, and here it is cast
-back); no gradient checkpointing (TRL's default, which would cost it another forward pass).
-
-Where they cannot be equal the advantage is TRL's: its data loader is not timed, and our image cache is emptied before
-each step. In one point it is ours: TRL computes the entropy of each token for its log, and cannot be told not to.
-"""
+Where they cannot be equal the advantage is TRL's, but that it computes the entropy of each token for its log."""
 
 import tempfile
 from contextlib import contextmanager
