@@ -1,4 +1,4 @@
-"""What the benchmark counts, without a clock, and beside a plain loop: pixels of every rollout's image, padded rows."""
+"""What the benchmark counts, beside a plain loop: pixels of every rollout's image, one padded row for each."""
 
 from contextlib import nullcontext
 

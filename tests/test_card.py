@@ -1,4 +1,4 @@
-"""What a GPU would mind first, without one (see `card.py`); in processes of their own, as a device cannot be taken back."""
+"""What a GPU would mind first, without one (`card.py`); in processes, as a device cannot be taken back."""
 
 import json
 import os

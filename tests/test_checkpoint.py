@@ -219,9 +219,12 @@ def test_a_damaged_checkpoint_is_named_and_left_and_the_one_before_is_taken(thre
     assert three.steps() == [2, 3]
 
 
-def test_another_run_is_refused_by_name(three, data):
+def test_another_run_or_library_version_is_refused_by_name(three, data, monkeypatch):
     with pytest.raises(CheckpointError, match="of another run: profile was 'cpu' and is 'l4'"):
         three.load({"profile": "l4"})
+    with monkeypatch.context() as other, pytest.raises(CheckpointError, match="peft was .* and is .99."):
+        other.setitem(loop_module.VERSIONS, "peft", "99")
+        three.load(RUN)
     loop = make_loop(data)
     one = loop.identity()
 
@@ -241,12 +244,6 @@ def test_another_run_is_refused_by_name(three, data):
     with torch.no_grad():
         loop.policy.trainable()[-1].add_(1e-3)
     assert differs(like()) == {"start"}  # another adapter to begin with
-
-
-def test_another_library_version_is_refused(three, monkeypatch):
-    monkeypatch.setitem(loop_module.VERSIONS, "peft", "99")
-    with pytest.raises(CheckpointError, match="peft was .* and is '99'"):
-        three.load(RUN)
 
 
 def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, monkeypatch):

@@ -61,18 +61,6 @@ def same_metrics(a, b, tolerance=1e-10):
 
 
 @laws
-@given(batches(), configs, st.randoms(use_true_random=False))
-def test_order_of_rollouts_in_a_group_does_not_matter(batch, config, random):
-    rows, size = batch["advantages"].numel(), batch["size"]
-    order = [start + i for start in range(0, rows, size) for i in random.sample(range(size), size)]
-    moved = {n: v[order].detach().requires_grad_(v.requires_grad) for n, v in batch.items() if n != "size"}
-    a, b = evaluate(batch, config), evaluate(moved, config)
-    same(a[0], b[0])
-    same(a[1][order], b[1])
-    same(a[2][order], b[2])
-
-
-@laws
 @given(batches(), st.sampled_from(CUT_FREE), st.data())
 def test_the_cut_into_micro_batches_does_not_matter(batch, name, data):
     config = CONFIGS[name]

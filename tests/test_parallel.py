@@ -1,4 +1,4 @@
-"""Two processes do what one does: the same loss, the same gradients. The slow test launches them, the fast one forks."""
+"""Two processes do what one does: the same loss, the same gradients. The slow test launches, the fast one forks."""
 
 import json
 import os

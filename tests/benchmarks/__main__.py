@@ -1,6 +1,6 @@
 """How fast a step is beside TRL's on one CPU thread: python -m tests.benchmarks step|exact, from the root, alone.
 
-Writes `results/step.csv` (timed steps), `ratios.csv` (our seconds over theirs), `exact.csv` (what no noise can touch)."""
+Writes `results/step.csv` (timed steps), `ratios.csv` (our seconds over theirs), `exact.csv` (exact counts)."""
 
 import argparse
 import warnings

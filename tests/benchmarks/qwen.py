@@ -1,4 +1,4 @@
-"""The shapes of Qwen2.5-VL from `config.json` of the 3B and 7B on the Hub; as many parameters as the published weights."""
+"""The shapes of Qwen2.5-VL from `config.json` of the 3B and 7B on the Hub; as many parameters as published."""
 
 from transformers import Qwen2_5_VLConfig
 

@@ -1,4 +1,4 @@
-"""The real size on a GPU: Qwen2.5-VL-3B with random weights in NF4, TAPO steps (or TRL's), to `results/real_size.csv`.
+"""The real size on a GPU: the 3B with random weights in NF4, TAPO steps (or TRL's), to `results/real_size.csv`.
 
     python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 [--trl]
 """
