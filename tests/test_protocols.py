@@ -71,6 +71,8 @@ def test_similarity_by_hand():
 
 def test_a_label_that_means_the_super_category_has_no_room():
     assert list(P.relative_similarity(["a bird", "Wren"], ["Bird", "Bird"], "bird", encode)) == [1, 0]
+    with pytest.raises(ValueError, match="unit rows"):
+        P.relative_similarity(["Wren"], ["Tit"], "bird", lambda texts: 2 * encode(texts))
 
 
 def test_released_similarity_falls_back_and_knows_no_dogs():

@@ -44,11 +44,10 @@ class Health:
     step_tokens: int | None  # of the images that one TAPO step encodes
 
 
-def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> Health:
+def check_health(splits, processor=None) -> Health:
     """Look at every picture and name of a Dataset, or of a DatasetDict with splits train, val, test.
 
-    processor: Qwen2.5-VL's, to count image tokens by its own rule. max_distance: bits of 256 up to which two pictures
-    are one. ValueError for an empty data set, and for a row without a name or a readable picture.
+    processor: Qwen2.5-VL's, to count image tokens by its own rule. ValueError without rows, and for a row without name or picture.
     """
     splits = splits if isinstance(splits, Mapping) else {"all": splits}
     facts = pd.DataFrame([fact for split, data in splits.items() for fact in _facts_of(split, data)])
@@ -59,7 +58,7 @@ def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> He
     sizes = sizes.join(by_split[["width", "height"]].median().add_prefix("median_"))
     sizes = sizes.join(by_split[["tiny", "thin"]].sum())
     counts = pd.crosstab(facts["label"], facts["split"])[facts["split"].unique()]
-    pairs, names, tokens, step_tokens = _duplicates(facts, max_distance), similar_names(counts.index), None, None
+    pairs, names, tokens, step_tokens = _duplicates(facts), similar_names(counts.index), None, None
     if processor:
         rule, taken = processor.image_processor, facts[~facts["thin"]]
         patches = [rule.get_number_of_image_patches(*sides, {}) for sides in zip(taken["height"], taken["width"])]
@@ -85,12 +84,12 @@ def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
         }  # fmt: skip
 
 
-def _duplicates(facts: pd.DataFrame, max_distance: int) -> pd.DataFrame:
+def _duplicates(facts: pd.DataFrame) -> pd.DataFrame:
     bits = np.frombuffer(b"".join(facts["bits"]), np.uint64).reshape(len(facts), -1)
     found = []
     for a in range(len(bits)):
         apart = np.bitwise_count(bits[a] ^ bits[a + 1 :]).sum(-1)
-        found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= max_distance)]
+        found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= MAX_DISTANCE)]
     a, b, distance = np.array(found, dtype=int).reshape(-1, 3).T
     one, other = (facts.iloc[i][["split", "row", "label"]].reset_index(drop=True) for i in (a, b))
     return one.add_suffix("_a").join(other.add_suffix("_b")).assign(distance=distance)

@@ -1,8 +1,7 @@
 """Greedy answers of a policy to "which class is this?", open-world and closed-world, and whether they are right.
 
-Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed (in the released
-files the right one is always first). An answer is right if it contains the label, as in the released code, and
-strictly right if it is the label. `protocols` judges the same answers by the released rules.
+Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed. An answer is right if
+it contains the label, as in the released code, and strictly right if it is the label.
 """
 
 import hashlib

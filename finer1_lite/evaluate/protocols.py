@@ -82,10 +82,12 @@ def relative_similarity(
 
     $\max(0, \frac{Sim(c, c^*) - Sim(s, c^*)}{1 - Sim(s, c^*)})$ with c the text, c* the label, s the super-category,
     Sim the cosine of `encode`'s rows. A label that means the super-category itself leaves 0/0: there 1 for a text
-    that means it too, else 0.
+    that means it too, else 0. ValueError for rows that are not of unit length.
     """
     words = list(dict.fromkeys([*texts, *labels, super_category]))
     rows = np.asarray(encode(words), float)
+    if rows.shape[:1] != (len(words),) or not np.allclose(np.linalg.norm(rows, axis=-1), 1, atol=1e-3):
+        raise ValueError(f"the encoder should give {len(words)} unit rows, one for each text; got shape {rows.shape}")
     place = {word: i for i, word in enumerate(words)}
     said, right = (rows[[place[word] for word in column]] for column in (texts, labels))
     near, base = (said * right).sum(1), right @ rows[place[super_category]]
