@@ -15,8 +15,6 @@ NAME = "card"
 
 
 class Backend(_DummyBackendModule):
-    """What PyTorch asks a kind of device for."""
-
     def get_amp_supported_dtype(self):
         return [torch.float16, torch.bfloat16]
 

@@ -77,7 +77,6 @@ def straight(data):
 
 
 def run_to_the_end(loop: Tapo, folder: Path) -> None:
-    """The training of a process that may be killed at any point of it."""
     loop.train(checkpoints=Checkpoints(folder / "checkpoints", every=1))
     save_file(loop.state()[0], folder / "end")
 
@@ -183,7 +182,6 @@ def put(checkpoints: Checkpoints, step: int, value: float) -> Path:
 
 @pytest.fixture
 def three(tmp_path):
-    """Checkpoints of three steps, of which two stay."""
     checkpoints = Checkpoints(tmp_path / "run", every=1, keep=2)
     for step in (1, 2, 3):
         put(checkpoints, step, step)

@@ -136,7 +136,6 @@ def test_trl_reads_our_row_as_our_own_prompt(tmp_path):
 
 
 def birds(folder=None):
-    """Three rows; with a folder their pictures are files in it."""
     pictures = [Picture.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(3)]
     for i, picture in enumerate(pictures if folder else ()):
         picture.save(folder / f"{i}.png")

@@ -101,7 +101,6 @@ class Watched(VisionCache):
 
 @pytest.fixture(scope="module")
 def small(birds):
-    """The base, twelve pictures, prompts of many lengths."""
     policy = load_base(replace(get_profile("cpu"), eval_batch=4, max_new_tokens=20))
     data = birds.select(range(0, 156, 13))
     prompts = [text + " Please." * (i % 5) for i, text in enumerate(prompts_for(data["label"], False, 0))]
@@ -110,7 +109,6 @@ def small(birds):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """An evaluation that nothing disturbed, and its file."""
     policy, data, prompts = small
     path = tmp_path_factory.mktemp("whole") / "base_open.jsonl"
     return ask(policy, Watched(policy, data["image"]), data, prompts, path=path), path

@@ -17,13 +17,11 @@ F64 = torch.float64
 
 
 def close(actual, expected, tolerance=1e-6):
-    """Assert equality of a tensor (or float) and nested lists of floats."""
     actual = torch.as_tensor(actual, dtype=F64).detach()
     torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=F64), rtol=tolerance, atol=tolerance)
 
 
 def random_batch(seed=0, rows=6, tokens=5, group=3, dtype=F64):
-    """A batch with ratios on both sides of every clip bound, unequal lengths and a group of three."""
     g = torch.Generator().manual_seed(seed)
     logps = -3 * torch.rand(rows, tokens, generator=g, dtype=dtype)
     lengths = torch.randint(1, tokens + 1, (rows, 1), generator=g)

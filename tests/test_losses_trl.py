@@ -23,7 +23,6 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """A GRPOTrainer around a tiny model with random weights, in double precision."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 

@@ -269,7 +269,6 @@ def copies():
 
 
 def build(module, old, new):
-    """The mutated module."""
     source = Path(MODULES[module].__file__).read_text()
     assert source.count(old) == 1, f"the source to mutate occurs {source.count(old)} times: {old}"
     made = types.ModuleType(f"mutant_of_{module}")
@@ -290,7 +289,6 @@ def cases(test):
 
 
 def fails(test):
-    """Whether the test fails on any of its parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for arguments in cases(test):

@@ -15,7 +15,6 @@ SHAPES = {
 
 
 def qwen_config(size: str) -> Qwen2_5_VLConfig:
-    """The config of Qwen2.5-VL-`size`-Instruct, "3B" or "7B"."""
     shape = SHAPES[size]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     text = shape | {"max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "rope_parameters": rope}

@@ -26,7 +26,6 @@ from .setting import fixed_length
 
 
 def standing(policy: Policy) -> int:
-    """Bytes that lie in memory for a whole phase: the model and Adam's two moments."""
     model, moments = policy.model, sum(2 * p.nbytes for p in policy.trainable())
     tensors = [*model.parameters(), *model.buffers()]
     for layer in model.modules():

@@ -73,7 +73,6 @@ def now() -> float:
 
 
 def one_step(loop: Tapo) -> dict[str, float]:
-    """Seconds of the two halves of a step."""
     start = now()
     with fixed_length():
         groups, _ = loop.collect()
@@ -102,7 +101,6 @@ def bound(profile: Profile, config, image_tokens: int, device_name: str) -> floa
 
 
 def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps of TRL's trainer."""
     policy, c = load_policy(profile), profile.tapo
     n = c.num_anchor + c.num_positive
     step = Step(c.questions, n, profile.max_new_tokens, micro_batch=min(c.micro_batch, c.questions * n))
@@ -126,7 +124,6 @@ def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
 
 
 def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2, trl: bool = False) -> dict:
-    """One row of the results."""
     name, c = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu", profile.tapo
     if profile.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

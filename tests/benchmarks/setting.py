@@ -29,8 +29,6 @@ CLASSES, IMAGES_PER_CLASS = 32, 4
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step is made of."""
-
     questions: int = 8
     num_generations: int = 10
     max_new_tokens: int = 96  # about the mean of the chains that SFT learns from
@@ -48,7 +46,6 @@ class Step:
         return (self.image_size[0] // 14) * (self.image_size[1] // 14)
 
     def profile(self) -> Profile:
-        """The CPU profile with this step's lengths and sizes."""
         sizes = {"max_pixels": self.image_size[0] * self.image_size[1], "rollout_batch": self.rollouts}
         return replace(PROFILES["cpu"], max_new_tokens=self.max_new_tokens, quantize=self.quantize, **sizes)
 
@@ -115,7 +112,6 @@ class OurSide:
             return figures | loop.update(self.groups)
 
     def distinct_images(self) -> int:
-        """Images that the last step had to look at."""
         names = ("anchor", "positive", "negative") if self.loop.config.num_positive else ("anchor",)
         return len({getattr(g.triplet, name) for g in self.groups for name in names})
 
@@ -168,11 +164,9 @@ class TheirSide:
             p.data = p.data.float()
 
     def distinct_images(self) -> int:
-        """Images of a step: one for each question."""
         return self.trainer.args.generation_batch_size // self.trainer.num_generations
 
     def take_all(self, contexts: list, then=lambda i: None) -> None:
-        """All steps, step i inside contexts[i] and followed by then(i)."""
         self.around.contexts, self.around.then = contexts, then
         self.trainer.train()
 
