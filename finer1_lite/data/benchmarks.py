@@ -1,6 +1,6 @@
 """The paper's data sets as their authors give them out: one reader for each unpacked archive, and iNaturalist 2021.
 
-Names are cleaned, `family` is a coarser class. FileNotFoundError for a wrong folder. Tried on small copies of the layouts
+Names are cleaned; family: a coarser class. FileNotFoundError for a wrong folder. Tried on small copies of layouts
 only. Cars, flowers and pets are spelt as in the released closed-world files (`splits.released_classes`).
 """
 

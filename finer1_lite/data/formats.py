@@ -54,6 +54,7 @@ def to_chat(row: dict, form: str) -> dict:
 
 def from_chat(row: dict, form: str) -> dict:
     """Our row of one in the form "llama_factory", "sharegpt" or "trl", also as a `datasets.Dataset` gives it back.
+
     ValueError for what our row cannot hold: more turns, more keys in a turn, <image> outside of the question.
     """
     keys, role, content, names = FORMS[form]

@@ -58,6 +58,7 @@ def prompts_for(
     questions: Sequence[str] = QUESTIONS, official: bool = False,
 ) -> list[str]:  # fmt: skip
     """A full prompt for each label; with `nearest`, the look-alikes of each class, closed-world.
+
     official: the right option stands first, as in the released files; phrasings and options are the same either way.
     """
     rng, prompts = np.random.default_rng(seed), []
@@ -75,6 +76,7 @@ def predict(
     questions: Sequence[str] = QUESTIONS, official: bool = False, path: str | Path | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Greedy answers for every row of `data` (columns label and seen), in its order: `ask` with `prompts_for`.
+
     cache: features of the images of `data`, by row number. think: ask for a chain, or for the bare answer.
     """
     prompts = prompts_for(data["label"][:], think, seed, nearest, questions, official)
