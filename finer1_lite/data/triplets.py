@@ -31,7 +31,6 @@ def export_triplets(
     """Write the triplets as a parquet file, images inside, and our instruction as `format_prompt.jinja`.
 
     Returns the folder `data`, to give as `data.train_files`; the instruction is for `data.format_prompt`.
-
     triplets: indices into `images` and `labels`. questions: the bare question of each triplet. Positive and negative
     are resized to the anchor's size, as the released code gives all three the anchor's placeholders. ValueError,
     before anything is written, for labels that do not fit, a question that holds "<image>", or too few questions.
