@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from finer1_lite.cot.chains import (
-    FORMAT, HINTED, LEAK, Chain, chat_row, load_chains, question_and_completion, save_chains,
+    FORMAT, HINTED, LEAK, NOT_LABEL, Chain, ChainError, chat_row, load_chains, question_and_completion, save_chains,
     to_completion,
 )  # fmt: skip
 from finer1_lite.cot.review import UNDECIDED, Review, ReviewDesk, agreement, row_id
