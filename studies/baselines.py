@@ -28,9 +28,9 @@ Way = Callable[[Seed, list[Question]], list[str]]
 BASELINES: dict[str, tuple[str, Way | None]] = {  # what it has met; how it names, None for the other studies' methods
     "siglip": (WEB, naming.zero_shot),
     "siglip_ensemble": (WEB, partial(naming.zero_shot, templates=ENSEMBLE)),
-    "siglip_probe": (f"{WEB}; {SHOTS}", partial(naming.linear_probe, rows_of=naming.siglip_rows)),
+    "siglip_probe": (f"{WEB}; {SHOTS}", partial(naming.linear_probe, encoder="siglip")),
     "tower_means": (f"{LOOKS}; {SHOTS}", naming.nearest_means),
-    "tower_probe": (f"{LOOKS}; {SHOTS}", partial(naming.linear_probe, rows_of=naming.tower_rows)),
+    "tower_probe": (f"{LOOKS}; {SHOTS}", partial(naming.linear_probe, encoder="tower")),
     "base": (BASE, None),
     "cot_prompt": (BASE, partial(naming.answer, think=True)),
     "in_context": (f"{BASE}; {EXAMPLES} described pictures of seen species", naming.in_context),
@@ -65,7 +65,7 @@ def one_seed(seed: int, work: Path) -> list[dict]:
             continue
         for row in result_rows(answers_of(lab, name, protocol), name, protocol, seed):
             if row["metric"] == "accuracy":
-                cells = {column: row[column] for column in ("protocol", "split", "value", "n")}
+                cells = {"protocol": protocol, "split": row["split"], "value": row["value"], "n": row["n"]}
                 rows.append({"seed": seed, "baseline": name} | cells | {"met": BASELINES[name][0]})
         print(f"[seed {seed}] {name}, {protocol}", flush=True)
     return rows

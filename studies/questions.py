@@ -43,25 +43,15 @@ def prompt_of(question: Question, form: str = "think", listed: bool = True) -> s
 
 
 def said(text: str, form: str) -> str:
-    """The part of a completion that answers: its <answer> (see `judge`), or the first line of a plain one.
-
-    A policy that goes on with a chain after a plain answer has still answered; `in_form` counts that it went on.
-    """
+    """The part of a completion that answers: its <answer> (see `judge`), or the first line of a plain one, whatever
+    follows: a policy that goes on with a chain has still answered."""
     if form == "plain":
         return text.strip().removeprefix("<think>").strip().partition("\n")[0]
     return judge(0, text, True, text).answer
 
 
 def score(question: Question, text: str, form: str) -> float:
-    """1 or 0 where there are options: names the right one and no other. Else the share of `answers` it holds.
-
-    >>> crown = Question(0, "Describe the head.", ("red crown", "thin beak"))
-    >>> score(crown, "red crown, long beak.", "plain")
-    0.5
-    >>> meal = Question(0, "What does it eat?", ("fish",), ("fish", "seeds"))
-    >>> [score(meal, f"<answer> {words} </answer>", "answer") for words in ("Fish.", "fish or seeds")]
-    [1.0, 0.0]
-    """
+    """1 or 0 where there are options: names the right one and no other. Else the share of `answers` it holds."""
     answer = said(text, form)
     if question.options:
         return float(names_in(answer, question.options) == list(question.answers))

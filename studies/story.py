@@ -7,12 +7,9 @@ order of the training rows, the adapters' start, the rollouts. 25 minutes for fi
     differences.csv  between two methods, seed by seed
     where.csv        TAPO minus DAPO on kinds of pictures
     story.png        the picture of the README
-
-`python -m studies.story --report FOLDER` only prints the table of a folder's results.csv.
 """
 
 import itertools
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -112,8 +109,4 @@ def tables(rows: list[dict], work: Path, seeds: list[int], out: Path) -> dict[st
 
 
 if __name__ == "__main__":
-    if "--report" in sys.argv:
-        folder = sys.argv[-1]
-        print(f"{table(pd.read_csv(f'{folder}/results.csv'))}\n\nchapters, plots, adapters and results.csv: {folder}")
-    else:
-        run("story", __doc__, one_seed, tables)
+    run("story", __doc__, one_seed, tables)

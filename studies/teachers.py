@@ -47,9 +47,8 @@ def by_hand(lab: Seed) -> list[dict]:
 
 def chain_facts(rows: list[dict]) -> dict[str, float]:
     """How good a set of chains is: how many, and the means of some measures of `cot.quality`."""
-    guide, judged = field_guide(), [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
-    found = chain_frame(judged, [guide[row["label"]] for row in rows])
-    return {"chains": len(rows)} | found[list(MEASURES)].mean().to_dict()
+    judged = [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
+    return {"chains": len(rows)} | chain_frame(judged, bird_truth(judged))[list(MEASURES)].mean().to_dict()
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:

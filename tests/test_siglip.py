@@ -12,7 +12,7 @@ from finer1_lite.birds.dataset import FIRST, PER_CLASS, evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species, describe, look_alikes
 from finer1_lite.config import ASSETS
-from finer1_lite.evaluate.siglip import ENSEMBLE, SHIPPED, Siglip, choose, choose_probe, fit_probe, text_encoder
+from finer1_lite.evaluate.siglip import ENSEMBLE, SHIPPED, Siglip, choose, choose_probe, fit_probe
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_rows_are_those_of_the_plain_model_whatever_the_batch(siglip):
     torch.testing.assert_close(siglip.classes([name], templates)[0], mean / mean.norm(), atol=1e-5, rtol=0)
     images = [draw(s, 5) for s in all_species()[:5]]
     torch.testing.assert_close(siglip.images(images, batch=2), siglip.images(images), atol=1e-5, rtol=0)
-    texts = text_encoder()(["red crown", "a word it never met", "tunan tarn " * 50])
+    texts = siglip.texts(["red crown", "a word it never met", "tunan tarn " * 50])
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(3))
 
 
