@@ -52,8 +52,7 @@ def answers_of(lab: Seed, name: str, protocol: str) -> list[Prediction]:
         return lab.answers(name, lab.adapter(name), protocol)
     if name in VARIANTS:
         return run_variant(lab, name, protocol=protocol)
-    way = BASELINES[name][1]
-    rows = zip(lab.judged["label"], lab.judged["seen"], way(lab, questions_of(lab, protocol)))
+    rows = zip(lab.judged["label"], lab.judged["seen"], BASELINES[name][1](lab, questions_of(lab, protocol)))
     return [judge(i, *row) for i, row in enumerate(rows)]
 
 

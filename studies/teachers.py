@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finer1_lite.birds.species import ATTRIBUTES, all_species, bird_truth, describe
+from finer1_lite.birds.species import ATTRIBUTES, all_species, describe
 from finer1_lite.cot.build import Sampler
 from finer1_lite.cot.chains import chat_row, save_chains, to_completion
 from finer1_lite.cot.quality import chain_frame, read_row
@@ -47,8 +47,9 @@ def by_hand(lab: Seed) -> list[dict]:
 
 def chain_facts(rows: list[dict]) -> dict[str, float]:
     """How good a set of chains is: how many, and the means of some measures of `cot.quality`."""
-    judged = [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
-    return {"chains": len(rows)} | chain_frame(judged, bird_truth(judged))[list(MEASURES)].mean().to_dict()
+    guide, judged = field_guide(), [read_row(row["messages"][1]["content"], row["label"]) for row in rows]
+    found = chain_frame(judged, [guide[row["label"]] for row in rows])
+    return {"chains": len(rows)} | found[list(MEASURES)].mean().to_dict()
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:

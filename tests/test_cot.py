@@ -264,9 +264,6 @@ def test_a_broken_line_is_named(tmp_path, line, message):
         C.load_chains(path)
 
 
-# ---- the teacher's loop
-
-
 class Sampled:
     """A teacher that knows the field guide, reads with errors and drops parts at times, from one seed."""
 

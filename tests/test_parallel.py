@@ -1,11 +1,12 @@
 """Two processes do what one does: the same loss, the same gradients.
 
 `accelerate launch` starts several processes for GPUs by torch.distributed.run, and only one for a CPU; here
-torch.distributed.run starts two for the CPU, and accelerate finds them in the same way. They run this file.
+torch.distributed.run starts two for the CPU, which run this file. The fast test forks them instead.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,14 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from test_checkpoint import PROFILE, SETTING, birds, make_loop
+from test_checkpoint import FORK, PROFILE, SETTING, birds, make_loop
 
 from finer1_lite.loop import Checkpoints
 from finer1_lite.recipes import answer_rows
 from finer1_lite.sft import train_sft
-
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def main(folder: Path, whole: bool) -> None:
@@ -60,34 +60,53 @@ def main(folder: Path, whole: bool) -> None:
         (folder / "facts.json").write_text(json.dumps(facts | {"processes": loop.team.size}))
 
 
-def run(folder: Path, *launcher: str, whole: bool = False) -> tuple[dict, dict]:
-    """The facts and gradients that a run leaves in `folder`."""
-    command = [sys.executable, *launcher, __file__, str(folder), *["whole"] * whole]
+def launch(folder: Path, *launcher: str) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, *launcher, __file__, str(folder), "whole"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "facts.json").read_text()), load_file(folder / "gradients.safetensors")
 
 
-def compare(one: dict, two: dict, ours: dict, theirs: dict) -> None:
-    """Figures and gradients of one process and of two."""
+def forked(folder: Path, rank: int, port: int) -> None:
+    """What a launcher does for one of two processes."""
+    PartialState._reset_state()
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    main(folder, False)
+
+
+def compare(folder: Path) -> None:
+    """Figures and gradients of one process and of two are the same."""
+    one, two = (json.loads((folder / name / "facts.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2) and len(one["sft"]) == len(two["sft"]) == 2
     for a, b in zip(one["sft"] + [one["rl"]], two["sft"] + [two["rl"]]):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    ours, theirs = (load_file(folder / name / "gradients.safetensors") for name in ("one", "two"))
     assert ours.keys() == theirs.keys() and any(g.abs().max() > 1e-4 for g in ours.values())
     for name in ours:
         assert (ours[name] - theirs[name]).norm() <= 1e-4 * ours[name].norm() + 1e-9
 
 
 def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path):
-    (one, ours), (two, theirs) = run(tmp_path / "one"), run(tmp_path / "two", *TWO)
-    compare(one, two, ours, theirs)
+    main(tmp_path / "one", False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = [FORK.Process(target=forked, args=(tmp_path / "two", rank, port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    compare(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_whole_loop_runs_and_resumes_and_only_one_process_writes(tmp_path):
-    for folder, launcher in ((tmp_path / "one", ()), (tmp_path / "two", TWO)):
-        assert run(folder, *launcher, whole=True)[0]["steps"] == [0, 1, 2]
+    launch(tmp_path / "one")
+    launch(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    compare(tmp_path)
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        assert json.loads((folder / "facts.json").read_text())["steps"] == [0, 1, 2]
         assert len(pd.read_csv(folder / "rl.csv")) == 3
         names = [f"step-00000{step}.safetensors" for step in (2, 3)]
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == names

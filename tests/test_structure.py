@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finer1_lite"
 # From the bottom. A module imports from lower layers and from its own folder.
 LAYERS = (
-    ("files", "images", "losses", "samplers", "rewards", "prompts"), ("config",), ("data",), ("policy",),
+    ("files", "images", "logprobs", "samplers", "rewards", "prompts"), ("losses",), ("config",), ("data",), ("policy",),
     ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"), ("birds", "plots", "use", "share"),
 )  # fmt: skip
 FLOOR = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}
 INSIDE_A_LAYER = {("sft", "loop"), ("tapo", "loop"), ("share", "use"), ("birds", "plots")}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEART = ("losses.py", "samplers.py", "rewards.py", "prompts.py")
+HEART = ("losses.py", "logprobs.py", "samplers.py", "rewards.py", "prompts.py")
 
 
 def lines(paths) -> int:
@@ -44,8 +44,8 @@ def rooms(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_layer():
-    there = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert there - {"__init__", "__main__"} == FLOOR.keys()
+    there = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert there - {"__init__"} == FLOOR.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -58,13 +58,14 @@ def test_arrows_go_one_way(path):
 
 def test_the_pure_heart_imports_nothing_of_ours():
     for name in HEART:
-        assert not rooms(PACKAGE / name), name
+        assert rooms(PACKAGE / name) <= {"logprobs"}, name
     assert not any("torch" in name for file in ("samplers.py", "rewards.py") for name in imports(PACKAGE / file))
 
 
 def test_chapters_need_no_study():
     for chapter in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        code = "\n".join("".join(c["source"]) for c in json.loads(chapter.read_text())["cells"] if c["cell_type"] == "code")
+        cells = json.loads(chapter.read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         assert not re.search(r"^\s*(?:from|import) studies\b", code, re.MULTILINE), chapter.name
 
 

@@ -38,4 +38,6 @@ def load_birds(split_seed: int = 0, per_class=PER_CLASS) -> DatasetDict:
                     "attributes": dict(zip(ATTRIBUTES, s.looks)), "picture": i,
                 }  # fmt: skip
 
-    return DatasetDict({split: Dataset.from_list(list(rows(split)), features=FEATURES) for split in counts})
+    made = {split: list(rows(split)) for split in counts}  # by column: `from_list` takes no empty split
+    columns = {split: {name: [row[name] for row in found] for name in FEATURES} for split, found in made.items()}
+    return DatasetDict({split: Dataset.from_dict(found, features=FEATURES) for split, found in columns.items()})

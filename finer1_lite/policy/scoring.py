@@ -38,12 +38,12 @@ def cached_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, want
     before, length = prefix.hidden[:, None], ids.shape[1] - 1  # position t predicts token t + 1
     if length:
         steps = torch.arange(length, device=ids.device)
-        seen = (steps <= steps[:, None]) & wanted[:, None, :-1]
-        seen = torch.cat([prefix.mask.bool()[:, None].expand(-1, length, -1), seen], -1)[:, None]
+        visible = (steps <= steps[:, None]) & wanted[:, None, :-1]
+        visible = torch.cat([prefix.mask.bool()[:, None].expand(-1, length, -1), visible], -1)[:, None]
         made = policy.backbone(
             input_ids=ids[:, :-1], position_ids=(prefix.position + steps)[None].expand(3, -1, -1),
             # Numbers to add, not booleans, which each layer would turn into numbers for itself.
-            attention_mask=torch.zeros_like(seen, dtype=before.dtype).masked_fill(~seen, -torch.inf),
+            attention_mask=torch.zeros_like(visible, dtype=before.dtype).masked_fill(~visible, -torch.inf),
             past_key_values=prefix.cache, use_cache=True,
         )  # fmt: skip
         before = torch.cat([before, made.last_hidden_state], 1)
