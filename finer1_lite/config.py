@@ -1,13 +1,11 @@
-"""One profile for each kind of machine. A notebook's first cell picks one; everything else follows.
+"""One profile for each kind of machine: the bird world with its tiny model on a CPU, or Qwen2.5-VL on one CUDA card.
 
-The CPU profile is the bird world with its tiny model; the others are Qwen2.5-VL-3B on one CUDA card.
-Departures from the paper, in every profile: LoRA instead of full fine-tuning, and so higher learning
-rates; on the CPU also fewer questions and fewer steps. Each is a field here.
+Departures from the paper: LoRA, and so higher learning rates; on the CPU also fewer questions and steps.
 """
 
 import os
 import platform
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +14,8 @@ import torch
 from .losses import TAPO, LossConfig
 
 ASSETS = Path(__file__).parent / "birds" / "assets"
-CHAPTERS = {
-    "chains.jsonl": "01_cot_data", "sft_answers": "02_cot_sft", "cot_sft": "02_cot_sft", "dapo": "04_tapo",
-    "tapo": "04_tapo",
-}  # fmt: skip
-QWEN_3B, QWEN_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+CHAPTERS = {"chains.jsonl": 1, "sft_answers": 2, "cot_sft": 2, "dapo": 4, "tapo": 4}  # what makes them; else 7
+QWEN_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 
 @dataclass(frozen=True)
@@ -72,23 +67,21 @@ class Profile:
     eval_batch: int = 16
     dense_rollout: bool = False  # decode with unpacked matrices: faster, the model in memory once more
     checkpointing: bool = False  # keep only each layer's input for the backward pass, in packed rows
-    offload_tower: bool = False  # the vision tower waits on the CPU while it has nothing to encode
     seed: int = 0
-    sft: SFTConfig = field(default_factory=SFTConfig)
-    sft_answers: SFTConfig = field(default_factory=SFTConfig)
-    tapo: TapoConfig = field(default_factory=TapoConfig)
+    sft: SFTConfig = SFTConfig()
+    sft_answers: SFTConfig = SFTConfig()
+    tapo: TapoConfig = TapoConfig()
     dapo_lr: float = 2e-5
     loss: LossConfig = TAPO
 
     @property
     def run_dir(self) -> Path:
-        """Where this profile's results lie: see `runs_folder`."""
+        """Where this profile's results lie."""
         return runs_folder() / self.name
 
 
-# The CPU's epochs and learning rates were chosen on validation images of another split (studies/tuning.py). With the
-# paper's uncapped KL ratio, whose gradient is large just where the two images differ most, the tiny policy loses what
-# SFT taught it (studies/ablations.py).
+# The CPU's epochs and learning rates were chosen on validation images of another split (studies/tuning.py).
+# The paper's uncapped KL ratio makes the tiny policy lose what SFT taught it (studies/ablations.py).
 RELEASED_SWITCHES = LossConfig(update_image="own", old_image="own", kl_form="released", negative_grad=False)
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
@@ -96,32 +89,28 @@ _CPU = Profile(
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4, loss=RELEASED_SWITCHES,
 )  # fmt: skip
-# Half of the released chains have more than about 770 tokens: an answer of 400 would be cut before it says a name.
-# Twenty rounds of rollouts in search of groups with a signal, as released, would be half an hour a step on one card.
+# Half of the released chains have more than about 770 tokens; the released 20 rounds would take half an hour a step.
 _L4 = Profile(
     name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
-    offload_tower=True, eval_batch=64, tapo=TapoConfig(max_rounds=3),
+    eval_batch=64, tapo=TapoConfig(max_rounds=3),
 )  # fmt: skip
-_T4 = replace(_L4, name="t4", dtype="float16", eval_batch=32)
-_A100 = replace(_L4, name="a100", dense_rollout=True, offload_tower=False)
-_H100 = replace(_A100, name="h100")
-_16_BIT = replace(_A100, name="a100_bf16", quantize=False, dense_rollout=False)  # LoRA on 16-bit weights
-_7B = replace(_A100, name="a100_7b", model_id=QWEN_7B)
-PROFILES: dict[str, Profile] = {p.name: p for p in (_CPU, _T4, _L4, _A100, _H100, _16_BIT, _7B)}
+_A100 = replace(_L4, name="a100", dense_rollout=True)
+PROFILES: dict[str, Profile] = {p.name: p for p in (
+    _CPU, replace(_L4, name="t4", dtype="float16", eval_batch=32), _L4, _A100, replace(_A100, name="h100"),
+    replace(_L4, name="a100_bf16", quantize=False),  # LoRA on 16-bit weights
+    replace(_A100, name="a100_7b", model_id="Qwen/Qwen2.5-VL-7B-Instruct"),
+)}  # fmt: skip
 
 
 def get_profile(name: str) -> Profile:
-    """The profile `name`, checked against this machine.
-
-    Raises ValueError for an unknown name and RuntimeError where the machine lacks what it needs.
-    """
+    """The profile `name`; ValueError if there is none, RuntimeError where this machine lacks what it needs."""
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
     profile = PROFILES[name]
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"profile {name!r} needs a CUDA GPU and torch sees none; set PROFILE = \"cpu\", or on Colab choose "
-            f"Runtime > Change runtime type > GPU. This torch was built for {torch.version.cuda or 'the CPU alone'}"
+            f"profile {name!r} needs a CUDA GPU; set PROFILE = \"cpu\", or on Colab choose Runtime > Change runtime "
+            f"type > GPU. This torch was built for {torch.version.cuda or 'the CPU alone'}"
         )
     if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")
@@ -133,10 +122,9 @@ def suggest_profile() -> tuple[str, str]:
     if not torch.cuda.is_available():
         return "cpu", "torch sees no CUDA GPU: the bird world with its tiny model runs here in minutes"
     card = torch.cuda.get_device_properties(0)
-    gib = card.total_memory / 2**30
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "t4", f"{card.name} with {gib:.0f} GiB has no bfloat16: 16-bit floats with checks"
-    return "l4" if gib < 35 else "a100" if gib < 70 else "h100", f"{card.name} with {gib:.0f} GiB and bfloat16"
+    gib, bf16 = card.total_memory / 2**30, torch.cuda.is_bf16_supported(including_emulation=False)
+    name = "t4" if not bf16 else "l4" if gib < 35 else "a100" if gib < 70 else "h100"
+    return name, f"{card.name} with {gib:.0f} GiB and {'bfloat16' if bf16 else 'no bfloat16'}"
 
 
 def runs_folder() -> Path:
@@ -148,22 +136,16 @@ def runs_folder() -> Path:
 
 
 def artefact(profile: Profile, name: str) -> Path:
-    """The newest `name` (a file or folder of an earlier chapter): this machine's own, or the shipped one.
-
-    FileNotFoundError where there is neither; it names the chapter that makes it.
-    """
+    """A file or folder of an earlier chapter: this machine's own, or the shipped one; else FileNotFoundError."""
     own, shipped = profile.run_dir / name, ASSETS / "reference" / name
-    if own.exists():
-        print(f"{name}: from {own.relative_to(runs_folder().parent)}")
-        return own
-    if profile.name == "cpu" and shipped.exists():
-        print(f"{name}: the shipped one (run the earlier chapters to make your own)")
-        return shipped
-    raise FileNotFoundError(f"{name} is not in {own.parent}: run {CHAPTERS.get(name, 'the earlier chapters')} first")
+    if not own.exists() and not (profile.name == "cpu" and shipped.exists()):
+        raise FileNotFoundError(f"{name} is not in {own.parent}: run chapter {CHAPTERS.get(name, 7)} first")
+    print(f"{name}: {own.relative_to(runs_folder().parent) if own.exists() else 'the shipped one, not your own'}")
+    return own if own.exists() else shipped
 
 
 def versions() -> dict[str, str]:
     """What the figures depend on besides the code."""
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
+    packages = {p: version(p) for p in ("torch", "transformers", "peft", "bitsandbytes", "numpy")}
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return {p: version(p) for p in packages} | {"python": platform.python_version(), "machine": machine}
+    return packages | {"python": platform.python_version(), "machine": machine}

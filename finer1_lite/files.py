@@ -1,8 +1,4 @@
-"""Files that are written whole or not at all: text, CSV, JSON lines; and a file of answers that only grows.
-
-Everything that the kit leaves on a disk goes through here, but for tensors (`loop.Checkpoints`, `policy.load`). A run
-that is killed, or a disk that is full, leaves the old file as it was.
-"""
+"""Files that are written whole or not at all: text, CSV, JSON lines; and a file of answers that only grows."""
 
 import csv
 import io
@@ -16,10 +12,7 @@ from filelock import FileLock
 
 
 def write_whole(path: str | Path, text: str | bytes) -> Path:
-    """Write a file (text as UTF-8) so that a reader finds the old one or the new one, never a part; returns its path.
-
-    OSError where the disk refuses; the old file stays, and no part of the new one is left behind.
-    """
+    """Write a file (text as UTF-8) so that a reader finds the old one or the new one, never a part; returns it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
@@ -70,10 +63,9 @@ def _object(line: bytes, where: str, keys: Sequence[str] = ()) -> dict:
 class JsonLines:
     """A file of JSON objects, one a line, that only grows; `rows` holds what was read of it so far.
 
-    For answers that cost time or money, and for a person's decisions: each is on the disk before it counts. Threads and
-    processes may append to one file, a lock file beside it keeps their lines apart; the half line that a killed process
-    left is dropped. keys: what each object must hold. ValueError, with file and line, for a line that is no such object,
-    and if the file got shorter since it was read.
+    Threads and processes may append to one file, a lock file beside it keeps their lines apart; the half line that a
+    killed process left is dropped. keys: what each object must hold. ValueError, with file and line, for a line that
+    is no such object, and if the file got shorter since it was read.
     """
 
     def __init__(self, path: str | Path, keys: Sequence[str] = ()):

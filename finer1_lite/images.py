@@ -7,11 +7,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 LONGEST = 200  # times its width: beyond it Qwen's processor refuses a picture
 MOST_PIXELS = 100_000_000  # decoded 300 MB; Pillow itself warns from 89 million on, and refuses from 179
-REASONS = {
-    UnidentifiedImageError: "not a picture in a format that Pillow can read",
-    FileNotFoundError: "the file is missing",
-    PermissionError: "no right to read it",
-}
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -37,5 +32,6 @@ def read_image(path: Path) -> Image.Image:
             else:
                 return as_rgb(file)
     except Exception as error:  # a broken file makes Pillow raise almost anything
-        reason = REASONS.get(type(error), f"cannot be read: {error}")
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not a picture in a format that Pillow can read" if unknown else f"cannot be read: {error}"
     raise ValueError(reason)

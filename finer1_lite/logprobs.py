@@ -13,8 +13,7 @@ def fp32(x: Tensor) -> Tensor:
 def completion_mask(completion_ids: Tensor, eos_id: int) -> Tensor:
     """1 up to and including the first EOS, 0 behind it: (B, C) ids -> (B, C) int64. No EOS: all 1.
 
-    The pad id is not looked at, so the EOS counts also where pad = EOS; a mask made from ``ids != pad`` would
-    drop it there, and stopping would never be trained.
+    The pad id is not looked at, so the EOS counts also where pad = EOS, and stopping is trained.
     """
     is_eos = (completion_ids == eos_id).long()
     return ((is_eos.cumsum(dim=1) - is_eos) == 0).long()
@@ -35,9 +34,8 @@ def chunked_logps(
 ) -> Tensor:
     """Log-probs of ids from the backbone's hidden states; an (N, V) tensor never exists.
 
-    hidden (N, H), weight (V, H) of the lm_head, ids (N,) -> (N,). Equal to
-    `selective_log_softmax(hidden @ weight.T / temperature, ids)`, but chunk_size rows at a time and under
-    checkpointing: the backward pass makes the logits of a chunk again.
+    hidden (N, H), weight (V, H) of the lm_head, ids (N,) -> (N,): `selective_log_softmax` of hidden @ weight.T /
+    temperature, chunk_size rows at a time; the backward pass makes the logits of a chunk again.
     """
 
     def one_chunk(rows: Tensor, weight: Tensor, row_ids: Tensor) -> Tensor:

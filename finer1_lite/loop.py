@@ -31,32 +31,30 @@ VERSIONS = {package: version(package) for package in ("torch", "transformers", "
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; says which, why, and what to do. Nothing was deleted."""
+    """A checkpoint cannot be written or read; says which, and what to do. Nothing was deleted."""
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder` (a mounted drive will do), a safetensors file each.
+    """The checkpoints of one run in `folder`, a safetensors file each.
 
-    every: steps between two of them; a kill loses at most so many. keep: how many stay. other_versions: go on
-    with a warning where the libraries' versions differ; the numbers may then differ in the last digits.
+    every: steps between two of them; a kill loses at most so many. keep: how many stay.
     """
 
-    def __init__(self, folder: str | Path, every: int = 10, keep: int = 2, other_versions: bool = False):
-        self.folder, self.every, self.keep, self.other_versions = Path(folder), every, keep, other_versions
+    def __init__(self, folder: str | Path, every: int = 10, keep: int = 2):
+        self.folder, self.every, self.keep = Path(folder), every, keep
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of `step` lies."""
         return self.folder / f"step-{step:06d}.safetensors"
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints on disk, whole or not, oldest first."""
+        """Steps of the checkpoints on disk, oldest first."""
         return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors"))
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], facts: dict, identity: dict) -> Path:
         """Write a checkpoint, whole or not at all, then remove the oldest beyond `keep`; returns its path.
 
-        facts, identity: JSON values; identity is what must be the same when the run goes on. CheckpointError if
-        the disk refuses.
+        identity: JSON values that must be the same when the run goes on. CheckpointError if the disk refuses.
         """
         text = json.dumps({"facts": facts, "identity": identity | VERSIONS})
         try:
@@ -65,8 +63,8 @@ class Checkpoints:
             path = write_whole(self.path(step), save(tensors, {"text": text, "sha256": digest(tensors, text)}))
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those of steps "
-                f"{self.steps()} are as they were. Free some space or choose another folder, then train again."
+                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those before it are "
+                "as they were. Free some space or choose another folder, then train again."
             ) from error
         for old in [s for s in self.steps() if s <= step][: -self.keep]:  # later ones can only be damaged
             self.path(old).unlink()
@@ -78,10 +76,9 @@ class Checkpoints:
             self.path(step).unlink()
 
     def load(self, identity: dict) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """Tensors and facts of the newest whole checkpoint of the run `identity`, or None where there is none yet.
+        """Tensors and facts of the newest whole checkpoint of the run `identity`; None where there is none yet.
 
-        A damaged one is named in a warning and left where it is. CheckpointError if all are damaged, or if
-        the newest whole one is of another profile, setting, data set or library version.
+        A damaged one is named in a warning and left. CheckpointError if all are, or if it is of another run.
         """
         damaged = []
         for step in reversed(self.steps()):
@@ -95,26 +92,19 @@ class Checkpoints:
                 continue
             if damaged:
                 warnings.warn(f"damaged: {', '.join(damaged)}; going on from step {step}", RuntimeWarning, 2)
-            text = json.loads(said["text"])
-            self._check(step, text["identity"], json.loads(json.dumps(identity | VERSIONS)))  # tuples as lists
+            text, now = json.loads(said["text"]), json.loads(json.dumps(identity | VERSIONS))  # tuples as lists
+            was = text["identity"]
+            keys = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+            if keys:
+                other = "; ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in keys)
+                raise CheckpointError(
+                    f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to "
+                    "go on with it, or move that folder away."
+                )
             return tensors, text["facts"]
         if damaged:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole: {', '.join(damaged)}. "
-                "Bring back a copy of them, or move this folder away to start over."
-            )
-        return None
-
-    def _check(self, step: int, was: dict, now: dict) -> None:
-        keys = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        other = "; ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in keys)
-        if self.other_versions and keys and VERSIONS.keys() >= set(keys):
-            warnings.warn(f"{other}: numbers may differ in the last digits", stacklevel=3)
-        elif keys:
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to go on "
-                "with it, or move that folder away. Where only libraries differ, other_versions=True goes on too."
-            )
+            names = ", ".join(damaged)
+            raise CheckpointError(f"none in {self.folder} is whole: {names}; move this folder away to start over")
 
 
 def adapter_tensors(model) -> dict[str, torch.Tensor]:
@@ -123,10 +113,10 @@ def adapter_tensors(model) -> dict[str, torch.Tensor]:
 
 
 class Team:
-    """This process among `size` of them; `rank` 0 is the main one, which writes files and shows progress."""
+    """This process among `size` of them; `rank` 0 writes files and shows progress."""
 
     def __init__(self):
-        # One process may sample for long while the others wait for its groups; NCCL's own patience is ten minutes.
+        # One process may sample for long while the others wait; NCCL's own patience is ten minutes.
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
         self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
 
@@ -139,12 +129,12 @@ class Team:
         return reduce(torch.tensor(float(value), dtype=torch.float64, device=self.device), "sum").item()
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, in place; a process without any takes part with zeros."""
+        """Sum the gradients over all processes; one without any takes part with zeros."""
         for p in parameters if self.size > 1 else ():
             p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
 
     def everyones(self, value) -> list:
-        """Each process's `value`, in the order of ranks."""
+        """Each process's `value`, by rank."""
         return [value] if self.size == 1 else gather_object([value])
 
 
@@ -164,9 +154,9 @@ def uninterrupted():
 class Loop:
     """A stage of training: AdamW on the policy's adapter, and `history`, a row of figures for each step so far.
 
-    A stage gives `stage` (its name), `steps` (how many there will be), `collect` (the first half of a step, which
-    Ctrl-C may stop; returns what `update` needs, and figures), `update` (the second half, with the optimizer's step;
-    returns figures), `position` (as JSON values, what else they advance) and `go_to` (a position).
+    A stage gives `stage` (its name), `steps` (how many there will be), `collect` (returns what `update` needs, and
+    figures), `update` (with the optimizer's step; returns figures), `position` (as JSON values, what these advance
+    besides) and `go_to` (a position).
     """
 
     def __init__(self, policy: Policy, config, max_grad_norm: float, seed: int):
@@ -185,8 +175,7 @@ class Loop:
     def step(self, loss: float) -> dict[str, float]:
         """Sum all processes' gradients, clip and apply them; returns grad_norm and skipped.
 
-        skipped: 1 where something was not finite, and nothing was applied. FloatingPointError after MAX_BAD_STEPS
-        such steps in a row.
+        skipped: 1 where something was not finite. FloatingPointError after MAX_BAD_STEPS such steps in a row.
         """
         parameters = self.policy.trainable()
         self.team.sum_gradients(parameters)
@@ -202,8 +191,7 @@ class Loop:
         if self.bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
                 f"{self.bad_steps} steps in a row had a loss ({loss}) or gradient norm ({norm}) that is not finite, "
-                "and were left out. The adapter is the one from before them. Lower the learning rate or gamma, or "
-                "cap the KL (LossConfig.kl_cap); on a T4 see whether an image's features overflow fp16."
+                "and were left out. Lower the learning rate or gamma, or cap the KL (LossConfig.kl_cap)."
             )
         return {"grad_norm": norm, "skipped": float(not good)}
 
@@ -213,8 +201,8 @@ class Loop:
     ) -> list[dict]:  # fmt: skip
         """Go on to `steps` steps; returns the history, each row of which `on_step` gets too, and `log`, a CSV file.
 
-        With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last whole
-        step, and it is saved, except where there are several processes: the others may be anywhere in their step.
+        With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last whole step,
+        and one process alone saves it: of several the others may be anywhere in their step.
         """
         if checkpoints and not self.history and (saved := checkpoints.load(self.identity())):
             self.restore(*saved)
@@ -254,16 +242,13 @@ class Loop:
         return checkpoints.save(len(self.history), *state, self.identity()) if self.team.rank == 0 else None
 
     def identity(self) -> dict:
-        """What must be the same for a checkpoint of this loop to fit; the number of RL steps may grow."""
+        """What must be the same for a checkpoint to fit; the number of RL steps may grow."""
         config = {k: v for k, v in asdict(self.config).items() if k != "steps" and not k.startswith("micro")}
         run = {"stage": self.stage, "seed": self.seed, "processes": self.team.size, "config": config}
         return self.policy.identity() | run
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """Copies of the tensors on the CPU and, as JSON values, all else that a checkpoint holds.
-
-        With several processes all of them must ask for it.
-        """
+        """Copies of the tensors on the CPU and, as JSON values, all else; all processes must ask for it."""
         tensors = adapter_tensors(self.policy.model)
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{key}": tensor for key, tensor in moments.items()}
@@ -279,10 +264,8 @@ class Loop:
             for name, p in adapter_tensors(self.policy.model).items():
                 p.copy_(tensors[name])
         moments, groups = defaultdict(dict), self.optimizer.state_dict()["param_groups"]
-        for name in tensors:
-            if name.startswith("optimizer/"):
-                _, i, key = name.split("/")
-                moments[int(i)][key] = tensors[name]
+        for _, i, key in (name.split("/") for name in tensors if name.startswith("optimizer/")):
+            moments[int(i)][key] = tensors[f"optimizer/{i}/{key}"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.scaler.load_state_dict(facts["scaler"])
         self.history, self.bad_steps = facts["history"], facts["bad_steps"]

@@ -2,8 +2,8 @@ r"""The loss of TAPO and of its relatives, as plain functions on tensors.
 
 Letters: B rollouts (rows), G rollouts of one question (a group, n1 + n2), C completion tokens, V vocabulary.
 
-The objective of Fine-R1 (arXiv 2602.07605, eq. 4) is maximised; its negative is minimised here. For each
-token, with ``rho = pi / pi_old`` and ``g = pi / pi_neg``:
+The objective of Fine-R1 (arXiv 2602.07605, eq. 4), its sign turned. For each token, with ``rho = pi / pi_old`` and
+``g = pi / pi_neg``:
 
     A    = (r - mean r) / (std r + 1e-6)                  over the G pooled rewards   group_advantages
     loss = - min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A)               policy_loss_terms
@@ -17,13 +17,11 @@ field whose default is the paper's. Departures from the paper's letter, and why:
 
 1. H is the entropy (sampled: ``-log p``) and is made smaller, as the released code does. The paper prints
    ``log pi`` for H, which would reward entropy; ``entropy_sign="printed"`` is that.
-2. Log-ratios are clamped to +-20 before ``exp``, as in the released code: no inf, no change up to a factor of 5e8.
+2. Log-ratios are clamped to +-20 before ``exp``, as in the released code: no inf.
 3. The paper does not say under which image the *old* log-probs of a positive's rollout are taken. Here: the
    anchor, so that the ratio starts at 1; ``old_image="own"`` is importance-corrected (`condition_logps`).
 
-Relatives: `DAPO`, `GRPO`, `DR_GRPO`; CLS-RL is `GRPO` without SFT before it, No-Thinking-RL is that with
-``ask=partial(question, think=False)`` and `rewards.bare_reward`. NoisyRollout's positive is a distorted anchor,
-PAPO's negative a masked anchor (``kl_form="released"``).
+CLS-RL is `GRPO` without SFT before it, No-Thinking-RL is that with `rewards.bare_reward` and bare questions.
 """
 
 import math
@@ -147,8 +145,7 @@ def condition_logps(
 
     anchor_logps: all rollouts scored under their anchor; own_logps: under the image that produced each. One that
     neither switch names may be None. anchor, anchor is the paper's text: the ratio starts at 1, steady, biased.
-    anchor, own is importance-corrected: unbiased before clipping, which may silence a token from the start.
-    own, own is the released code, on-policy: the positive only widens the pool of rewards.
+    anchor, own is importance-corrected; own, own is the released code, on-policy.
     """
     current = anchor_logps if update_image == "anchor" else own_logps
     old = anchor_logps if old_image == "anchor" else own_logps
@@ -165,8 +162,7 @@ def policy_loss_terms(
 ) -> Tensor:  # fmt: skip
     """The clipped policy loss, to be made smaller: -min(rho A, clip(rho) A). (B, C), (B, C), (B,) -> (B, C).
 
-    epsilon_high > epsilon_low is clip-higher (DAPO). dual_clip c: where A < 0 the loss is at most -c A, so a
-    token that became far more likely against its advantage cannot dominate; there its gradient is 0.
+    epsilon_high > epsilon_low is clip-higher (DAPO). dual_clip c: where A < 0 the loss is at most -c A.
     """
     ratio = _log_ratio(per_token_logps, old_per_token_logps).exp()
     advantages = fp32(advantages).unsqueeze(1)
@@ -233,9 +229,8 @@ def aggregate(
         "sequence"     sum of the rows' means / num_items   num_items: its rows             GRPO
         "constant"     sum / (num_items * constant_length)  num_items: its rows             Dr. GRPO
 
-    num_items defaults to what this tensor holds. A caller that accumulates gradients passes the count of the
-    whole step (`count_items`) and *adds* the results: the sum does not depend on the cut into micro-batches,
-    except for "micro_batch", which is defined by it. Values where mask is 0 are never read, not even NaN.
+    num_items defaults to what this tensor holds. With the count of a whole step (`count_items`) the results of its
+    micro-batches add up, for any cut but that of "micro_batch". Values where mask is 0 are never read, not even NaN.
     """
     _check(aggregation=how)
     if num_items is None:
@@ -262,8 +257,7 @@ def tapo_loss(
 
     (B, C): log-probs and mask; old None is the policy itself (one update per batch), negative None is for gamma =
     eta2 = 0. (B,): advantages, correct. With num_items, see `aggregate`, losses and metrics of micro-batches add up.
-    Metrics, averaged as the loss is: loss, policy_loss, ratio, entropy, inter_kl, negative_entropy, clip_ratio_low,
-    _high, _dual. On the first update policy_loss is about 0 (ratio 1, advantages sum to 0), its gradient is not.
+    On the first update policy_loss is about 0 (ratio 1, advantages sum to 0), its gradient is not.
     """
     c, sign = config, 1 if config.entropy_sign == "entropy" else -1
     logps, old = per_token_logps, per_token_logps if old_per_token_logps is None else old_per_token_logps

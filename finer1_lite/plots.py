@@ -1,7 +1,4 @@
-"""Pictures that the chapters share: images, also with texts, tokens, training curves (also live), bars.
-
-The colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and hatches do the same in grey.
-"""
+"""Figures of the chapters. Okabe and Ito's colours are safe for the colour-blind, styles and hatches for grey."""
 
 import textwrap
 
@@ -23,7 +20,6 @@ if get_ipython() is not None:  # pictures of birds are noisy: as PNG a chapter w
 
 
 def _panels(rows: int, columns: int, **how):
-    """A figure and its axes in reading order, their frames off."""
     figure, axes = plt.subplots(rows, columns, squeeze=False, **how)
     figure.set_layout_engine("tight", pad=0.4)
     for axis in axes.flat:
@@ -31,19 +27,18 @@ def _panels(rows: int, columns: int, **how):
     return figure, list(axes.flat)
 
 
-def show(axis, image, title: str) -> None:
-    """Draw an image (PIL, or an array) with a small title."""
+def _show(axis, image, title: str) -> None:
     axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
     axis.set_title(title, fontsize=8)
 
 
 def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
-    """Images in rows of `columns`, each with a small title of one or more lines."""
+    """Images (PIL, or arrays) in rows of `columns`, each with a small title of one or more lines."""
     rows, titles = -(-len(images) // columns), titles or [""] * len(images)
     height = side + 0.2 + 0.15 * max(title.count("\n") + 1 for title in titles)
     figure, axes = _panels(rows, columns, figsize=(columns * side, rows * height))
     for axis, image, title in zip(axes, images, titles):
-        show(axis, image, title)
+        _show(axis, image, title)
     return figure
 
 
@@ -80,17 +75,14 @@ class LiveCurves:
         """Draw or redraw now."""
         figure = curves({self.name: self.history}, self.keys, self.window)
         plt.close(figure)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
+        if self.handle:
             self.handle.update(figure)
+        else:
+            self.handle = display(figure, display_id=True)
 
 
 def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accuracy", axis=None):
-    """Grouped bars: group -> method -> value (0-1); `errors` has the same shape.
-
-    errors: half-widths or (low, high) distances. axis: where to draw, instead of a new figure.
-    """
+    """Grouped bars: group -> method -> value (0-1); `errors` alike: half-widths or (low, high) distances."""
     groups, methods = list(table), list(next(iter(table.values())))
     axis = axis or plt.subplots(figsize=(1.2 + 3.2 * len(groups), 3.2), layout="tight")[1]
     for i, method in enumerate(methods):
@@ -108,32 +100,29 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     return axis.figure
 
 
-def texts_beside(images, texts, titles=None, side: float = 1.9, width: int = 92, lines: int = 26):
-    """One row for each text: its images on the left (a list for each row), the text, wrapped, on the right.
-
-    titles: one for each image, in the same lists. Texts are cut after `lines` lines.
-    """
-    wrapped = [[w for line in t.splitlines() for w in textwrap.wrap(line, width) or [""]] for t in texts]
-    heights = [max(side + 0.3, 0.16 * (1 + min(len(w), lines + 1))) for w in wrapped]
+def texts_beside(images, texts, titles):
+    """One row for each text: its images on the left (lists, as `titles`), 26 lines of it on the right."""
+    wrapped = [[w for line in t.splitlines() for w in textwrap.wrap(line, 92) or [""]] for t in texts]
+    heights = [max(2.2, 0.16 * (1 + min(len(w), 27))) for w in wrapped]
     across = max(len(row) for row in images)
-    widths = [side] * across + [0.068 * width]
+    widths = [1.9] * across + [6.256]
     ratios = {"width_ratios": widths, "height_ratios": heights}
     figure, axes = _panels(len(texts), across + 1, figsize=(sum(widths), sum(heights)), gridspec_kw=ratios)
     for i, row in enumerate(images):
         *places, beside = axes[i * (across + 1) : (i + 1) * (across + 1)]
-        for axis, image, title in zip(places, row, titles[i] if titles else [""] * across):
-            show(axis, image, title)
-        text = "\n".join(wrapped[i][:lines] + ["..."] * (len(wrapped[i]) > lines))
+        for axis, image, title in zip(places, row, titles[i]):
+            _show(axis, image, title)
+        text = "\n".join(wrapped[i][:26] + ["..."] * (len(wrapped[i]) > 26))
         beside.text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)
     return figure
 
 
-def token_strip(tokens: list[str], values, label: str, columns: int = 16, limits=None):
-    """Tokens in reading order, each on a cell whose brightness is its value; `label` names the values."""
+def token_strip(tokens: list[str], values, label: str, limits: tuple[float, float]):
+    """Tokens in reading order, each on a cell whose brightness, within `limits`, is its value."""
+    columns, (low, high) = 16, limits
     rows = -(-len(tokens) // columns)
     grid = np.full(rows * columns, np.nan)
     grid[: len(tokens)] = values
-    low, high = limits or (np.nanmin(grid), np.nanmax(grid))
     figure, (axis,) = _panels(1, 1, figsize=(columns * 0.72, rows * 0.36 + 0.3))
     shown = axis.imshow(grid.reshape(rows, columns), cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for i, token in enumerate(tokens):

@@ -42,12 +42,9 @@ def make_chains(base: Sampler, teacher: Sampler, labels: list[str], seed: int) -
 
 def chain_rows(tasks: list[Task], built: Built) -> list[dict]:
     """Accepted chains as chat rows, with the student's prompt and completion."""
-    rows = []
-    for attempt in built.accepted:
-        task = tasks[attempt.task]
-        completion = to_completion(spelt(attempt.chain, task.label))
-        rows.append(chat_row(task.image_index, task.label, instructed(task.question), completion))
-    return rows
+    pairs = [(tasks[attempt.task], attempt.chain) for attempt in built.accepted]
+    return [chat_row(task.image_index, task.label, instructed(task.question), to_completion(spelt(chain, task.label)))
+            for task, chain in pairs]  # fmt: skip
 
 
 def sft_rows(rows: list[dict], cache: VisionCache) -> list[Row]:
@@ -56,27 +53,23 @@ def sft_rows(rows: list[dict], cache: VisionCache) -> list[Row]:
     return [(q, s, a) for (q, a), s in zip(pairs, cache.get([row["image_index"] for row in rows]))]
 
 
-def answer_rows(
-    labels: list[str], cache: VisionCache, seed: int, questions: Sequence[str] = QUESTIONS
-) -> list[Row]:
+def answer_rows(labels: list[str], cache: VisionCache, seed: int, questions: Sequence[str] = QUESTIONS) -> list[Row]:
     """The baseline's rows: every training image with its bare name."""
-    rng = np.random.default_rng(seed)
-    seen = cache.get(range(len(labels)))
+    rng, seen = np.random.default_rng(seed), cache.get(range(len(labels)))
     return [(question(rng, False, questions), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
 
 
 def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[str]]:
     """Every class's other classes, most similar first, by the mean image tokens of the policy's own tower."""
-    parts = (range(len(labels))[start : start + 64] for start in range(0, len(labels), 64))  # all may not fit into memory
+    parts = (range(len(labels))[start : start + 64] for start in range(0, len(labels), 64))  # not all at once
     means = torch.stack([s.tokens.float().mean(0) for part in parts for s in cache.get(part)])
     return nearest_classes(labels, means - means.mean(0))
 
 
 def dapo_setting(profile: Profile):
     """DAPO at TAPO's cost in rollouts: all of them from the anchor, no triplet terms, its own learning rate."""
-    config = profile.tapo
-    everything = config.num_anchor + config.num_positive
-    return replace(config, num_anchor=everything, num_positive=0, lr=profile.dapo_lr), DAPO
+    anchors = profile.tapo.num_anchor + profile.tapo.num_positive
+    return replace(profile.tapo, num_anchor=anchors, num_positive=0, lr=profile.dapo_lr), DAPO
 
 
 def reinforce(
@@ -84,12 +77,8 @@ def reinforce(
     log: Path | None = None, on_step: Callable[[dict], None] | None = None,
     negative: str = "similar", confusion: ConfusionCounts | None = None, **asked,
 ) -> Tapo:  # fmt: skip
-    """Train `policy` in place with DAPO or TAPO; returns the loop with its state.
-
-    negative, confusion: how negatives are drawn, see `TripletSampler`. asked: `reward` and `ask` of `Tapo`.
-    """
-    nearest = look_alike_classes(cache, labels)
-    sampler = TripletSampler(labels, nearest, seed, negative=negative, confusion=confusion)
+    """Train `policy` in place with DAPO or TAPO; returns the loop. asked: `reward` and `ask` of `Tapo`."""
+    sampler = TripletSampler(labels, look_alike_classes(cache, labels), seed, negative=negative, confusion=confusion)
     loop = Tapo(policy, cache, labels, sampler, config, loss, seed, **asked)
     loop.train(log, on_step)
     return loop

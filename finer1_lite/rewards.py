@@ -6,9 +6,9 @@ code (`TAPO/examples/reward_function/cls_thinking.py`, commit 84cdc5c): white sp
 accuracy asks that the lower-cased label be contained in the first answer. One departure: the label loses such white
 space too, else a class "Audi A4 / S4" could never be right.
 
-Containment pays for "Finch A or Finch B or Finch C", a known reward hack. `strict_accuracy` and
-`guarded_reward` close it. To train with another reward, write a function (completion, label) -> dict with "overall"
-(what the advantage is made of), "accuracy" (0 or 1, what the group filter counts) and, only for the log, "format".
+Containment pays for "Finch A or Finch B", a known reward hack; `strict_accuracy` and `guarded_reward` close it. Your
+own reward is a function (completion, label) -> dict with "overall" (what the advantage is made of), "accuracy" (0
+or 1, what the group filter counts) and, only for the log, "format".
 """
 
 import re
@@ -99,8 +99,7 @@ def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:
 def guarded_reward(completion: str, label: str, all_labels: Iterable[str]) -> dict[str, float]:
     """`released_reward`, but an answer that names any other class is wrong.
 
-    That covers "A or B or C", and "House Wren" where the label is "Wren" and both are classes. It sees full names
-    only: "American or European Goldfinch" passes.
+    That covers "A or B", and "House Wren" for "Wren". Only full names are seen: "American or European Tit" passes.
     """
     scores = released_reward(completion, label)
     named = names_in(extract_answer(completion) or "", {label, *all_labels})

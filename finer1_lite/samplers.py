@@ -1,13 +1,11 @@
 """What the policy gets to see: few-shot subsets, splits, triplets, dynamic sampling. Torch-free.
 
 For each *anchor* image TAPO (arXiv 2602.07605, section 3.2) takes a *positive*, another image of the same
-class, and a *negative*, an image of the most similar other class. Labels are strings, images are indices into
-the data set. Each position of a sequence has its own generator, seeded with a string such as "0/triplet/3/17"
-(seed 0, epoch 3, position 17). So a sampler's whole state is one count, and a resumed run continues the sequence
-exactly, in any process and on any Python 3.
+class, and a *negative*, an image of the most similar other class. Each position of a sequence has its own generator,
+seeded with a string such as "0/triplet/3/17" (seed 0, epoch 3, position 17), so that a resumed run continues exactly.
 
-Departures from the paper: it does not say by which feature classes are "visually similar"; here the ranking is an
-argument. Its negatives are fixed; online negatives and the curriculum are additions.
+The paper does not say by which feature classes are "visually similar"; here the ranking is an argument. Online
+negatives and the curriculum are additions.
 """
 
 import hashlib
@@ -65,8 +63,7 @@ def _by_class(labels: Sequence[str]) -> dict[str, list[int]]:
 def k_shot(labels: Sequence[str], k: int, seed: int, on_short: str = "error") -> list[int]:
     """k images of each class: sorted indices into labels. The paper takes k = 4.
 
-    A class's draw depends only on its name, its images and the seed; a smaller k draws a part of a larger
-    k's. Fewer than k images of a class: ValueError, or with on_short="keep" all of them.
+    A smaller k draws a part of a larger k's. Fewer than k images: ValueError, or with on_short="keep" all of them.
     """
     chosen: list[int] = []
     for name, images in _by_class(labels).items():
@@ -81,8 +78,7 @@ def split_classes(
 ) -> tuple[list[str], list[str]]:
     """(seen, unseen) class names, each sorted: at random, or by a given list of seen ones.
 
-    The number of seen classes is rounded down: 60% of 196 cars is 117, as in the paper's split. Repeats in
-    classes count once, so the labels of a data set will do.
+    The number of seen classes is rounded down: 60% of 196 cars is 117, as in the paper's split. Repeats count once.
     """
     names = check_names(classes)
     if not 0 <= seen_fraction <= 1:
@@ -119,8 +115,7 @@ def nearest_classes(labels: Sequence[str], embeddings) -> dict[str, list[str]]:
 class ConfusionCounts:
     """Online hard negatives: which class the current policy takes for which, learnt from its own answers.
 
-    counts[true][predicted] is multiplied by decay at each later answer for the same true class, so it forgets
-    what the policy no longer confuses. A right answer only fades the counts.
+    counts[true][predicted] is multiplied by decay at each later answer for the same true class, right or wrong.
     """
 
     def __init__(self, classes: Iterable[str], decay: float = 0.95):
@@ -150,9 +145,8 @@ class TripletSampler:
         "random"   any other class
         "online"   the class that the policy confuses most with this one (confusion), else as "similar"
 
-    hardness=(start, end) goes from easy to hard in a straight line over curriculum_triplets triplets. nearest
-    maps a class to other classes, most similar first; those without an image in labels are passed over.
-    ValueError for a class with one image, which has no positive, and for one without a look-alike.
+    hardness=(start, end) goes from easy to hard in a straight line over curriculum_triplets triplets. nearest: class
+    -> others, most similar first. ValueError for a class with one image, or without a look-alike.
     """
 
     def __init__(
@@ -236,8 +230,8 @@ def fill_batch(
 ) -> Filled:  # fmt: skip
     """Dynamic sampling (DAPO): draw groups, keep the useful ones, go on until batch_size are kept.
 
-    draw(n): n new items. keep(items): a truth value for each, for instance `keep_groups(...).tolist()`. After
-    max_rounds it warns (RuntimeWarning) and returns what it has; the released code raises there.
+    draw(n): n new items. keep(items): a truth value for each. After max_rounds it warns (RuntimeWarning) and returns
+    what it has; the released code raises there.
     """
     kept, drawn, rounds = [], 0, 0
     while len(kept) < batch_size and rounds < max_rounds:
@@ -246,8 +240,7 @@ def fill_batch(
         drawn, rounds = drawn + len(items), rounds + 1
     if len(kept) < batch_size:
         warnings.warn(
-            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were "
-            "asked for; going on with these. The questions are too easy or too hard for the policy: "
-            "take other data, a larger group or more rounds", RuntimeWarning, stacklevel=2,
+            f"dynamic sampling kept {len(kept)} of {drawn} groups in {rounds} rounds, {batch_size} were asked for: "
+            "questions are too easy or too hard: take other data, a larger group, more rounds", RuntimeWarning, 2,
         )  # fmt: skip
     return Filled(kept, rounds, drawn)

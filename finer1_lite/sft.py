@@ -1,7 +1,6 @@
-"""Stage 1: supervised fine-tuning on chains (or on bare answers, the baseline), a page of plain PyTorch.
+"""Stage 1: supervised fine-tuning on chains, or on bare answers (the baseline).
 
-Departure from the paper: LoRA on the NF4 model instead of full fine-tuning. The vision tower is frozen
-in both.
+Departure from the paper: LoRA on the NF4 model instead of full fine-tuning. The vision tower is frozen in both.
 """
 
 import hashlib
@@ -30,8 +29,8 @@ def train_sft(
 ) -> list[dict]:  # fmt: skip
     """Train the policy's adapter on (question, seen, answer) rows, in place; returns a row of figures for each step.
 
-    The loss of a step is the mean over all its answer tokens, however the step is cut into micro-batches. `log`,
-    `on_step` (a notebook draws its curve with it) and `checkpoints`: see `Loop.train`. ValueError without rows.
+    The loss of a step is the mean over all its answer tokens, however it is cut into micro-batches. `log`, `on_step`
+    and `checkpoints`: see `Loop.train`. ValueError without rows.
     """
     if not rows:
         raise ValueError("no rows to train on: did quality control reject every chain?")
@@ -39,11 +38,7 @@ def train_sft(
 
 
 def num_steps(rows: int, config: SFTConfig) -> int:
-    """Steps of a whole run on so many rows; a run that Ctrl-C stopped has fewer.
-
-    >>> num_steps(96, SFTConfig(epochs=10, batch_size=64))
-    20
-    """
+    """Steps of a whole run on so many rows; a run that Ctrl-C stopped has fewer."""
     return config.epochs * math.ceil(rows / config.batch_size)
 
 
@@ -65,7 +60,7 @@ def answer_loss(policy: Policy, rows: list[Row]) -> tuple[torch.Tensor, int]:
 
 
 class SFT(Loop):
-    """The loop of `train_sft`: all steps' batches are known from the start, the learning rate follows a cosine."""
+    """The loop of `train_sft`; the learning rate follows a cosine."""
 
     stage = "SFT"
 
@@ -96,7 +91,7 @@ class SFT(Loop):
         tokenizer = self.policy.processor.tokenizer
         lengths = [len(tokenizer(a)["input_ids"]) + 1 for *_, a in rows]
         questions = [len(tokenizer(q)["input_ids"]) + len(s.tokens if s else ()) for q, s, _ in rows]
-        longest = max(a + b for a, b in zip(lengths, questions))
+        longest = max(map(sum, zip(lengths, questions)))
         items, mine, total = sum(lengths), self.team.share(rows), 0.0
         for part in cut([longest] * len(mine), self.config.micro_tokens, micro_batch):
             loss, _ = answer_loss(self.policy, mine[part.start : part.stop])

@@ -1,7 +1,4 @@
-"""Give a trained adapter away: with a card filled from the run, as one 16-bit model, on the Hub if you ask.
-
-`push` is the only function of the package that sends anything anywhere, and no other function calls it.
-"""
+"""Give a trained adapter away: with a card filled from the run, as one 16-bit model; `push` alone sends anything."""
 
 import gc
 from dataclasses import asdict, replace
@@ -29,20 +26,8 @@ LICENCES = {  # base -> what the Hub reads, what a person reads
         {"license": "other", "license_name": "qwen-research", "license_link": QWEN_TERMS},
         f"Improved using Qwen. The base's [Qwen Research License]({QWEN_TERMS}) holds: no commercial use.",
     ),
+    None: ({"license": "unknown"}, "That of the base; look it up before you pass this on."),  # any other
 }
-UNKNOWN = ({"license": "unknown"}, "That of the base; look it up before you pass this on.")
-UPLOADED = ["README.md", "*.safetensors", "*.json", "*.jinja"]
-
-
-def stages(profile: Profile, method: str) -> dict[str, object]:
-    """What was done to the base, in order: stage -> settings. ValueError for a method that trains nothing."""
-    if method not in METHOD_NAMES:
-        raise ValueError(f"no adapter comes from {method!r}; choose one of: {', '.join(METHOD_NAMES)}")
-    if method == "sft_answers":
-        return {"SFT on answers": profile.sft_answers}
-    config, loss = (profile.tapo, profile.loss) if method == "tapo" else dapo_setting(profile)
-    name = METHOD_NAMES[method]
-    return {"CoT SFT": profile.sft} | ({} if method == "cot_sft" else {name: config, f"{name}'s loss": loss})
 
 
 def model_card(
@@ -51,13 +36,18 @@ def model_card(
 ) -> str:  # fmt: skip
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
-    profile: with the settings that were used (`policy.profile`). data: what it was trained on, in your words.
-    results: rows of a results file (`evaluate.statistics.COLUMNS`), of the seed that the adapter comes from.
-    prompt: the question with its instruction, as in training; that about birds if not given.
-    ValueError for a method that trains nothing or has no rows.
+    profile: `policy.profile`. data: what it was trained on, in your words. results: rows of a results file, of the
+    seed of the adapter. prompt: the question as in training (default: about birds). ValueError for another method.
     """
-    settings = {stage: asdict(values) for stage, values in stages(profile, method).items()}
-    hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
+    if method not in METHOD_NAMES:
+        raise ValueError(f"no adapter comes from {method!r}; choose one of: {', '.join(METHOD_NAMES)}")
+    name = METHOD_NAMES[method]
+    stages = {name: profile.sft_answers} if method == "sft_answers" else {"CoT SFT": profile.sft}
+    if method in ("dapo", "tapo"):
+        config, loss = (profile.tapo, profile.loss) if method == "tapo" else dapo_setting(profile)
+        stages |= {name: config, f"{name}'s loss": loss}
+    settings = {stage: asdict(values) for stage, values in stages.items()}
+    hub, licence = LICENCES.get(profile.model_id, LICENCES[None])
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
     metadata = ModelCardData(
@@ -68,7 +58,7 @@ def model_card(
     )  # fmt: skip
     options = {} if packed is None else packed.to_diff_dict()
     return str(ModelCard.from_template(
-        metadata, CARD, profile=profile, method=METHOD_NAMES[method], base=base, merged=merged, think=think,
+        metadata, CARD, profile=profile, method=name, base=base, merged=merged, think=think,
         data=data, tiny=profile.model_id == TINY, version=__version__,
         question=prompt or (PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
@@ -81,8 +71,7 @@ def _accuracies(results: pd.DataFrame | None, method: str) -> list[tuple]:
         return []
     rows = results[(results.metric == "accuracy") & (results.method == method)]
     if rows.empty:
-        there = ", ".join(sorted(set(results.method)))
-        raise ValueError(f"the results hold no accuracy of {method!r}, only of: {there}")
+        raise ValueError(f"the results hold no accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
     return [
         (protocol, split, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
         for (protocol, split), part in rows.groupby(["protocol", "split"])
@@ -102,14 +91,13 @@ def save_for_sharing(
 def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card: str) -> Path:
     """Write base + adapter as one model in bfloat16 with its processor; plain transformers loads the folder.
 
-    The base is loaded anew, on the profile's device, as the adapter met it: where it was trained on NF4, NF4's
-    weights are unpacked, rounding included, and the adapter is added to those. So the merged model is the one that
-    was evaluated, but for bfloat16 (two bytes of memory for each parameter); the original weights would make another
-    one. Chapter 6 measures both. card: see `model_card(merged=True)`. FileNotFoundError without an adapter.
+    The base is loaded anew, on the profile's device, as the adapter met it: NF4's weights are unpacked, rounding
+    included, and the adapter is added to those. So the merged model is the one that was evaluated, but for bfloat16;
+    the original weights would make another one. card: see `model_card(merged=True)`.
     """
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
-    base = load_base(replace(profile, offload_tower=False, checkpointing=False)).model
+    base = load_base(replace(profile, checkpointing=False)).model
     if profile.quantize:
         base = base.dequantize(getattr(torch, profile.dtype))
         gc.collect()  # 4-bit layers refer to themselves
@@ -132,8 +120,7 @@ def _save_rest(profile: Profile, folder: Path, card: str) -> Path:
 def push(folder: str | Path, repo_id: str, private: bool = True) -> str:
     """Upload weights, settings and card of a folder to the Hub, nothing else in it; returns the address.
 
-    Log in first (`hf auth login`); HF_HUB_OFFLINE=1 forbids it. A repository that is there already stays as
-    private or public as it is. FileNotFoundError for a folder that is not ready.
+    Log in first (`hf auth login`). A repository that exists stays private or public. FileNotFoundError if not ready.
     """
     folder = Path(folder)
     for needed in ("README.md", "*.safetensors"):
@@ -142,5 +129,5 @@ def push(folder: str | Path, repo_id: str, private: bool = True) -> str:
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     # Names, as a pattern would match in subfolders too.
-    names = [path.name for pattern in UPLOADED for path in folder.glob(pattern)]
+    names = [path.name for kind in ("README.md", "*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind)]
     return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=names)

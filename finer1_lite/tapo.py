@@ -1,11 +1,10 @@
 """Stage 2: Triplet-Augmented Policy Optimization; also DAPO, by a configuration without triplets.
 
-One step: draw triplets -> roll out anchor and positive -> reward -> advantages in one pooled group ->
-drop groups without a signal, draw more -> log-probs under anchor (or own image) and negative -> loss.
-`collect` does the first half, `update` the second; the notebook calls them one by one.
+`collect`: draw triplets -> roll out anchor and positive -> reward -> drop groups without a signal, draw more.
+`update`: advantages in one pooled group -> log-probs under anchor (or own image) and negative -> loss -> step.
 
-Departures from the paper: LoRA on NF4; one optimizer step for each rollout batch (fully on-policy),
-where the paper takes three of 128 questions from a batch of 384.
+Departures from the paper: LoRA on NF4; one optimizer step for each rollout batch (fully on-policy), where the paper
+takes three of 128 questions from a batch of 384.
 """
 
 import time
@@ -23,7 +22,7 @@ from .loop import Loop, adapter_tensors
 from .losses import (
     LossConfig, condition_logps, count_items, group_advantages, keep_groups, overlong_penalty, tapo_loss,
 )  # fmt: skip
-from .policy.batching import cut_groups, halved_until_it_fits, out_of_memory
+from .policy.batching import cut, halved_until_it_fits
 from .policy.inputs import VisionCache
 from .policy.load import Policy, digest
 from .policy.rollout import rollout
@@ -32,15 +31,10 @@ from .prompts import question
 from .rewards import released_reward
 from .samplers import Triplet, TripletSampler, fill_batch
 
-Reward = Callable[[str, str], dict[str, float]]
-
 
 @dataclass
 class Group:
-    """All rollouts of one question: the first num_anchor of the anchor, the rest of the positive.
-
-    completion_ids, completion_mask: (G, C). rewards, accuracies, formats: (G,).
-    """
+    """All rollouts of a question, first those of the anchor; ids and mask (G, C), rewards and the like (G,)."""
 
     triplet: Triplet
     question: str
@@ -54,18 +48,17 @@ class Group:
 
 
 class Tapo(Loop):
-    """The loop of Stage 2 with its state: policy, images, triplets, optimizer, random generators.
+    """The loop of Stage 2; num_positive = 0 in `config` and gamma = eta1 = eta2 = 0 in `loss` make it DAPO.
 
-    `labels[i]` is the class of image `i` of `cache`. A `config` with num_positive = 0 and a `loss`
-    with gamma = eta1 = eta2 = 0 is DAPO. `reward(completion, label)` returns "overall", "accuracy" and, for the
-    log, "format"; `ask(rng)` a prompt. ValueError if there are more processes than questions in a step.
+    `labels[i]` is the class of image `i` of `cache`. `reward(completion, label)` returns "overall", "accuracy" and,
+    for the log, "format"; `ask(rng)` a prompt. ValueError if there are more processes than questions in a step.
     """
 
     stage = "RL"
 
     def __init__(
         self, policy: Policy, cache: VisionCache, labels: list[str], sampler: TripletSampler, config: TapoConfig,
-        loss: LossConfig, seed: int, reward: Reward = released_reward, ask: Callable[..., str] = question,
+        loss: LossConfig, seed: int, reward: Callable = released_reward, ask: Callable = question,
     ):  # fmt: skip
         super().__init__(policy, config, config.max_grad_norm, seed)
         self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
@@ -86,9 +79,7 @@ class Tapo(Loop):
         if c.num_anchor == c.num_positive:  # both in one batch
             sides = [(sides[0][0] + sides[1][0], c.num_anchor)]
         rows: list[list[tuple]] = [[] for _ in triplets]
-        for images, n in sides:
-            if not n:
-                continue
+        for images, n in (side for side in sides if side[1]):
             prompts, settings = list(zip(asked * 2, self.cache.get(images))), (c.temperature, c.top_p)
             made = rollout(self.policy, prompts, n, self.generator, *settings, min_new_tokens=min_new_tokens)
             for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts)):
@@ -106,7 +97,7 @@ class Tapo(Loop):
         return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
-        """This process's groups with a signal for one step (dynamic sampling), and figures of all that were drawn."""
+        """This process's groups with a signal for one step (dynamic sampling), and figures of all drawn ones."""
         drawn: list[Group] = []
         wanted = len(self.team.share(range(self.config.questions)))
 
@@ -121,15 +112,13 @@ class Tapo(Loop):
         kept = fill_batch(draw, keep, wanted, self.config.max_rounds).items
         limit, lengths = self.policy.profile.max_new_tokens, torch.cat([g.completion_mask.sum(-1) for g in drawn])
         if not kept and (lengths == limit).float().mean() > 0.5:
-            warnings.warn(
-                f"no group had a signal, and most answers have the {limit} tokens of max_new_tokens: they were cut "
-                "before they said a name. Raise it above the longest chain.", RuntimeWarning, 2,
-            )  # fmt: skip
+            advice = f"most answers have the {limit} tokens of max_new_tokens: raise it above the longest chain"
+            warnings.warn(f"no group had a signal, and {advice}", RuntimeWarning, 2)
         values = {"reward": "rewards", "accuracy": "accuracies", "format": "formats"}
         figures = {name: torch.cat([getattr(g, key) for g in drawn]) for name, key in values.items()}
         means = {name: v.float().mean().item() for name, v in (figures | {"length": lengths}).items()}
-        counts = {"groups_drawn": len(drawn), "groups_kept": len(kept)}
         facts = {name: self.team.sum(mean) / self.team.size for name, mean in means.items()}
+        counts = {"groups_drawn": len(drawn), "groups_kept": len(kept)}
         return kept, facts | {name: int(self.team.sum(n)) for name, n in counts.items()}
 
     def score(self, rows: "Rows") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -151,10 +140,9 @@ class Tapo(Loop):
             return current, old, under([g.triplet.negative for g in rows.groups])
 
     def update(self, groups: list[Group]) -> dict[str, float]:
-        """One optimizer step on `groups`; returns the loss's parts, the gradient norm and whether it was skipped.
+        """One optimizer step on this process's `groups`; returns the loss's parts and what `Loop.step` returns.
 
-        With several processes each gives its own groups, of which there may be none. Without any in any process
-        nothing is done, and nothing returned.
+        Without any group in any process nothing is done, and nothing returned.
         """
         if not self.team.sum(len(groups)):
             return {}
@@ -169,7 +157,7 @@ class Tapo(Loop):
         return metrics | self.step(metrics["loss"])
 
     def _gradients(self, groups: list[Group], items: float, micro_batch: int) -> dict[str, float]:
-        """Gather the step's gradients in parts of `micro_batch` rows at most; returns the loss's parts."""
+        """Gradients in parts of `micro_batch` rows at most; returns the loss's parts."""
         self.optimizer.zero_grad()  # an earlier try may have run out of memory
         rows = Rows.of(groups, self.config.num_anchor)
         loss, device = self.loss, self.policy.device
@@ -177,7 +165,7 @@ class Tapo(Loop):
         advantages = group_advantages(rewards, self.num_generations, loss.advantage_scale)
         if loss.gamma or loss.eta2:  # now, so that no image is encoded while a graph waits
             self.cache.get(g.triplet.negative for g in groups)
-        parts = cut_groups(rows.costs(self.cache), self.num_generations, self.config.micro_tokens, micro_batch)
+        parts = cut(rows.costs(self.cache), self.config.micro_tokens, micro_batch, self.num_generations)
         if loss.aggregation == "micro_batch":
             items = len(parts) * self.team.size
         figures = []
@@ -194,8 +182,8 @@ class Tapo(Loop):
 
     def position(self) -> dict:
         """Everything that drawing and sampling advance."""
-        return {"sampler": self.sampler.state_dict(), "rng": self.rng.bit_generator.state,
-                "generator": self.generator.get_state().tolist()}  # fmt: skip
+        drawn = {"sampler": self.sampler.state_dict(), "rng": self.rng.bit_generator.state}
+        return drawn | {"generator": self.generator.get_state().tolist()}
 
     def go_to(self, position: dict) -> None:
         """Draw and sample from `position` on."""
@@ -212,14 +200,14 @@ class Tapo(Loop):
 
 def _added(parts: list[dict[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for part in parts:
+    for part in parts:  # not `sum`, which adds in another way since Python 3.12
         total = {k: total.get(k, 0.0) + part.get(k, 0.0) for k in total | part}
     return total
 
 
 @dataclass
 class Rows:
-    """Rollouts of some groups one below the other: (B, C) ids and mask; the group and the own image of each."""
+    """Rollouts of some groups, one below the other: ids and mask (B, C), each row's group and own image."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
@@ -253,32 +241,22 @@ class Rows:
 def rehearse(loop: Tapo) -> dict[str, float]:
     """Whether and how fast a step runs on this machine: a rollout and an update with answers of full length.
 
-    Prints and returns the seconds of both, and on a GPU the GiB of its memory that tensors took at most
-    ("allocated") and that PyTorch held ("reserved"). Afterwards the loop is as before, bit for bit. MemoryError,
-    with what to lower, where even one question at a time does not fit.
+    Prints and returns the seconds of both, rollout_s and update_s, and on a GPU memory_gib, the most that it took.
+    Afterwards the loop is as before, bit for bit. MemoryError, with what to lower, where a step does not fit.
     """
     before, profile, config = loop.state(), loop.policy.profile, loop.config
-    cuda, figures = loop.policy.device.type == "cuda", {}
+    cuda, start = loop.policy.device.type == "cuda", time.perf_counter()
     if cuda:
         torch.cuda.reset_peak_memory_stats(loop.policy.device)
     try:
-        start = time.perf_counter()
         groups = loop.roll_out(loop.team.share(loop.sampler.next(config.questions)), profile.max_new_tokens)
-        figures["rollout seconds"] = time.perf_counter() - start
+        sampled = time.perf_counter()
         loop.update(groups)
-        figures["update seconds"] = time.perf_counter() - start - figures["rollout seconds"]
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        raise MemoryError(
-            "a step with answers of full length does not fit into memory: lower max_new_tokens, max_pixels or "
-            "rollout_batch of the profile, or questions of its TapoConfig, or take a larger card"
-        ) from error
+        figures = {"rollout_s": sampled - start, "update_s": time.perf_counter() - sampled}
     finally:
         loop.policy.profile, loop.config = profile, config
         loop.restore(*before)
     if cuda:
-        figures["allocated GiB"] = torch.cuda.max_memory_allocated(loop.policy.device) / 2**30
-        figures["reserved GiB"] = torch.cuda.max_memory_reserved(loop.policy.device) / 2**30
+        figures["memory_gib"] = torch.cuda.max_memory_reserved(loop.policy.device) / 2**30
     print("a step at full length: " + ", ".join(f"{name} {value:.1f}" for name, value in figures.items()))
     return figures

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from .images import SUFFIXES, as_rgb, read_image
-from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids, tower_on_device
+from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
@@ -30,34 +30,25 @@ class Classified:
     error: str | None = None
 
 
-def images_in(folder: str | Path) -> list[Path]:
-    """Picture files of a folder by name, without hidden ones. NotADirectoryError; ValueError if there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; give the one that holds the pictures")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir()]
-    if not paths:
-        raise ValueError(f"no pictures in {folder} (folders inside it do not count): {', '.join(SUFFIXES)}")
-    return sorted(paths)
-
-
 def classify_batches(
     policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int = 0
 ) -> Iterator[list[Classified]]:
     """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
-    prompt: the whole question with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's
-    `eval_batch`. A picture that cannot be read or overflows becomes a result with its `error`. Raises as `images_in`.
+    prompt: with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's `eval_batch`. A picture
+    that cannot be read or overflows becomes a result with its `error`. ValueError for a folder without pictures.
     """
-    paths, size = images_in(folder), batch_size or policy.profile.eval_batch
+    visible = sorted(p for p in Path(folder).iterdir() if p.name[0] != "." and not p.is_dir())
+    paths, size = [p for p in visible if p.suffix.lower() in SUFFIXES], batch_size or policy.profile.eval_batch
+    if not paths:
+        raise ValueError(f"no pictures in {folder} (folders inside it do not count): {', '.join(SUFFIXES)}")
     for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
         found, seen = {}, {}
-        with tower_on_device(policy.model):
-            for path in batch:  # one at a time: decoded, a photograph of 12 megapixels takes 36 MB
-                try:
-                    seen[path] = see(policy, read_image(path))
-                except (ValueError, FloatingPointError) as error:
-                    found[path] = Classified(path, None, "", str(error))
+        for path in batch:  # one at a time: decoded, a photograph of 12 megapixels takes 36 MB
+            try:
+                seen[path] = see(policy, read_image(path))
+            except (ValueError, FloatingPointError) as error:
+                found[path] = Classified(path, None, "", str(error))
         if seen:
             texts = rollout(policy, [(prompt, s) for s in seen.values()], 1, None, temperature=0).texts
             found |= {path: read_answer(path, text) for path, text in zip(seen, texts)}
@@ -66,7 +57,7 @@ def classify_batches(
 
 def classify_folder(policy: Policy, folder: str | Path, prompt: str = PROMPT) -> list[Classified]:
     """All of `classify_batches` in one list."""
-    return [found for batch in classify_batches(policy, folder, prompt) for found in batch]
+    return sum(classify_batches(policy, folder, prompt), [])
 
 
 def see(policy: Policy, picture: Image.Image) -> ImageFeatures:
@@ -75,12 +66,7 @@ def see(policy: Policy, picture: Image.Image) -> ImageFeatures:
 
 
 def read_answer(path: Path, text: str) -> Classified:
-    """The chain and the answer of a completion.
-
-    >>> found = read_answer(Path("a.png"), "<think> red crown </think> <answer> tarn </answer>")
-    >>> found.answer, found.chain
-    ('tarn', 'red crown')
-    """
+    """The chain and the answer of a completion, also of one that was cut off."""
     thought, answer = re.search(r"<think>(.*?)(?:</think>|<answer>|\Z)", text, re.DOTALL), extract_answer(text)
     error = None if answer is not None else "the text has no <answer>: it was cut off, or has another form"
     return Classified(path, answer, thought.group(1).strip() if thought else "", error)
@@ -95,7 +81,7 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
     ids = pad([prompt_ids(policy.processor, prompt, seen)], tokenizer.pad_token_id, "left")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     policy.model.eval()
-    with tower_on_device(policy.model), ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread:
         written = thread.submit(
             policy.model.generate, **model_inputs(policy.model, ids, ids.new_ones(ids.shape), [seen]),
             streamer=streamer, max_new_tokens=policy.profile.max_new_tokens, do_sample=False,

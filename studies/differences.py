@@ -11,11 +11,7 @@ from finer1_lite.evaluate.statistics import interval
 
 
 def paired(gaps: Sequence[float]) -> dict[str, float]:
-    """Mean of the seeds' differences, 95% t-interval (low, high), the t-test's p; nan where the seeds cannot tell.
-
-    >>> {name: round(x, 2) for name, x in paired([0.1, 0.2, 0.1]).items()}
-    {'mean': 0.13, 'low': -0.01, 'high': 0.28, 'p': 0.06}
-    """
+    """Of each seed's difference: mean, 95% t-interval (low, high), the t-test's p; nan where seeds cannot tell."""
     p = float(ttest_1samp(gaps, 0).pvalue) if len(set(gaps)) > 1 else float("nan")
     return dict(zip(("mean", "low", "high", "p"), (*interval(gaps), p)))
 

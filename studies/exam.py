@@ -77,11 +77,7 @@ def fish_questions(pictures: Sequence[fish.Fish]) -> tuple[list[Question], list[
 
 
 def shifted(image: Image.Image, kind: str, strength: float, rng: np.random.Generator) -> Image.Image:
-    """The picture, RGB and of its own size, worse by `strength`.
-
-    noise: standard deviation in grey levels of 255. blur: radius in pixels. dark: share of the light that is taken
-    away. small: reduced by 1 + strength and enlarged again. jpeg: 100 - quality.
-    """
+    """The picture, RGB and of its own size, worse by `strength`."""
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(strength))
     if kind == "small":

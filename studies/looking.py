@@ -1,8 +1,7 @@
 """Pictures changed on purpose: does a model look at the bird, and at the right place?
 
-The bird world's renderer is deterministic, so the pixels that tell a species from its look-alike are known exactly:
-those that differ when the same picture is drawn with the other's looks. They are hidden under a grey *box*, not pixel
-by pixel, because a grey spot in the form of a forked tail would still show a forked tail. The paper has none.
+The pixels that tell a species from its look-alike are those that differ when the same picture is drawn with the
+other's looks. They are hidden under a grey *box*: a grey spot in the form of a forked tail would still show one.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`.
-
-A part whose table is not there is left out. Figures are rounded to what their interval allows.
-"""
+"""One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`."""
 
 from pathlib import Path
 

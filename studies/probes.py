@@ -1,7 +1,6 @@
 """What a model sees, knows and uses, as numbers: the paper's three probes, for any policy.
 
-Departures from the paper: the regularisation of a probe is chosen on validation pictures, never on test ones; the
-third probe is a cross-validated number, where the paper has a picture. New here: whether a chain's analysis is right.
+Departures from the paper: a probe's regularisation is chosen on validation pictures; the third probe is a number.
 """
 
 import re
@@ -27,10 +26,7 @@ Split = tuple[torch.Tensor, torch.Tensor]  # features (N, H), class numbers (N)
 
 @torch.no_grad()
 def last_states(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last layer's mean over each prompt's image tokens, and its state before the answer: two (N, H).
-
-    An image stands before the question, so its tokens have not read it: the first is the same for every question.
-    """
+    """The last layer's mean over each prompt's image tokens, and its state before the answer: two (N, H)."""
     policy.model.eval()
     image, last, size = [], [], policy.profile.eval_batch
     with decoding(policy):
@@ -68,10 +64,7 @@ def folds_of(groups: dict[str, str], k: int, seed: int) -> dict[str, int]:
 
 
 def separability(right: torch.Tensor, wrong: torch.Tensor, fold: torch.Tensor, l2: Sequence[float] = L2) -> float:
-    """Cross-validated accuracy of a linear probe that tells right (N, H) from wrong (N, H); chance is 0.5.
-
-    fold: (N) of each pair. Each fold is tested once; the next one chooses the penalty; the others fit.
-    """
+    """Cross-validated accuracy of a linear probe that tells right (N, H) from wrong (N, H); chance is 0.5."""
     k, scores = int(fold.max()) + 1, []
 
     def split(mask: torch.Tensor) -> Split:
@@ -86,11 +79,7 @@ def separability(right: torch.Tensor, wrong: torch.Tensor, fold: torch.Tensor, l
 
 
 def stated_looks(text: str) -> dict[str, str]:
-    """{attribute: value}, the first mention of each attribute in a text, as "<one word> <attribute>".
-
-    >>> stated_looks("The bird has a red crown, plain eye. It is no black crown.")
-    {'crown': 'red', 'eye': 'plain'}
-    """
+    """{attribute: value}, the first mention of each attribute in a text, as "<one word> <attribute>"."""
     pairs = re.findall(rf"(\w+) ({'|'.join(ATTRIBUTES)})\b", text)
     return {part: value for value, part in reversed(pairs)}
 
@@ -116,11 +105,7 @@ def recalled(policy: Policy, species: Sequence[Species]) -> list[bool]:
 
 @torch.no_grad()
 def recognised(policy: Policy, species: Sequence[Species]) -> list[bool]:
-    """Whether the field guide's sentence about each species is likelier than those that name its three look-alikes.
-
-    Asks what is known without asking for a form: a model that has learnt to answer everything with a chain may still
-    prefer the true sentence. Guessing is right for one in four.
-    """
+    """Whether the field guide's sentence about each species is likelier than those that name its three look-alikes."""
     policy.model.eval()
     asked = [(s, (f"Which bird has {s.describe()}?", None)) for s in species]
     pairs = [(prompt, direct(other.name)) for s, prompt in asked for other in (s, *look_alikes(s.name))]

@@ -1,8 +1,7 @@
 """Questions about pictures, or about nothing but text, that are not "which species is this?": asked, read, scored.
 
-Answers are greedy. Departures from usual practice: options are words in the prompt, not letters; beside what the
-policy writes, `choose` asks which option is likeliest behind its own thoughts, as a policy that has only learnt to
-name can know an answer and still write a name.
+Answers are greedy, options are words in the prompt. Beside what the policy writes, `choose` asks which option is
+likeliest behind its own thoughts: a policy that has only learnt to name can know an answer and still write a name.
 """
 
 from collections.abc import Sequence
@@ -43,8 +42,7 @@ def prompt_of(question: Question, form: str = "think", listed: bool = True) -> s
 
 
 def said(text: str, form: str) -> str:
-    """The part of a completion that answers: its <answer> (see `judge`), or the first line of a plain one, whatever
-    follows: a policy that goes on with a chain has still answered."""
+    """The part of a completion that answers: its <answer> (see `judge`), or the first line of a plain one."""
     if form == "plain":
         return text.strip().removeprefix("<think>").strip().partition("\n")[0]
     return judge(0, text, True, text).answer
@@ -102,11 +100,7 @@ def features(cache: VisionCache | None, images: list[int | None]) -> list:
 def choose(
     policy: Policy, cache: VisionCache, questions: Sequence[Question], texts: Sequence[str], listed: bool
 ) -> list[str]:
-    """For each question the option that is likeliest as <answer> behind the policy's own thoughts.
-
-    texts: what `ask` with form "think" and the same `listed` gave; what follows their </think> is dropped. The score
-    of an option is the sum of its tokens' log-probabilities.
-    """
+    """For each question the option that is likeliest as <answer> behind the policy's own thoughts."""
     most = max(len(q.options) for q in questions)
     per, chosen = max(1, policy.profile.eval_batch // most), []
     with decoding(policy):

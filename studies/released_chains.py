@@ -1,9 +1,7 @@
 """How good are the chains that the authors released? `python -m studies.released_chains FILE` prints measures.
 
-Of a released completion only <think> ... </think> <answer> ... </answer> is regular. Most thoughts have headings,
-some nothing but "The analysis of candidate subcategories:" and "The prediction is:"; there the comparison begins at
-the gap that its heading left, or where the list ends. There are no labels, the answer stands for them. Names are
-compared loosely (`same_class`). A file of one's own chains or predictions is measured by `cot.quality`.
+Most thoughts have headings; where the comparison's is missing it begins at the gap that the heading left, or where the
+list of candidates ends. There are no labels, the answer stands for them.
 """
 
 import json
@@ -14,12 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from finer1_lite.birds.species import bird_truth
 from finer1_lite.cot.chains import HINTS, PARTS, ChainError, names_label
-from finer1_lite.cot.quality import intervals, quality_table, read_row, similarity
+from finer1_lite.cot.quality import intervals, similarity
 from finer1_lite.data.names import normal_name
-from finer1_lite.files import read_jsonl
-
 
 START = r"^[ \t#*_]*(?:(?:step[ \t]*)?\d+[.:)][ \t*_]*)?"  # of a line, with marks such as "## ", "Step 2: ", "3. **"
 SHORT = r"\b(?:[^\n.,;]{0,50}$|[ \t*_]*:)"  # after the first word of a heading: not much, or a colon
@@ -131,13 +126,8 @@ def measures(text: str) -> dict[str, float]:
 
 
 def table(path: str) -> pd.DataFrame:
-    """Metric, value, n, low, high of a file: JSON or JSONL of chains, or JSONL of predictions."""
-    path = Path(path)
-    rows = [row for _, row in read_jsonl(path)] if path.suffix == ".jsonl" else json.loads(path.read_text("utf-8"))
-    texts = [row["text"] if "text" in row else row["messages"][-1]["content"] for row in rows]
-    if "label" in rows[0]:
-        own = [read_row(text, row["label"]) for text, row in zip(texts, rows)]
-        return quality_table(own, bird_truth(own))
+    """Metric, value, n, low, high of a JSON file of released chains."""
+    texts = [row["messages"][-1]["content"] for row in json.loads(Path(path).read_text("utf-8"))]
     analyses = [parse_released(text)[0][0] for text in texts]
     words = [tuple(analysis.casefold().split()) for analysis in analyses]
     frame = pd.DataFrame([measures(text) for text in texts]).astype(float)

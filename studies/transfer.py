@@ -11,9 +11,8 @@ of unseen species, and writes `transfer.csv`: seed, method, task, split, measure
     shift    naming when pictures are noisy, blurred, dark, small or compressed
     options  naming among 4 to 32 look-alikes
 
-Departures from the paper, which asks ImageWikiQA, MME, MMBench and SEED-Bench: the bird world's base has never met a
-question about a fact together with a picture, and no method learns it. So facts are asked in two ways: as the
-likeliest option behind the policy's own thoughts, and in two steps, its own open-world answer in a text question.
+No method has met a question about a fact together with a picture. So facts are asked as the likeliest option behind
+the policy's own thoughts, and in two steps, its own open-world answer in a text question.
 """
 
 from pathlib import Path

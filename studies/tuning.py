@@ -1,8 +1,7 @@
 """How were the CPU profile's settings chosen? One grid for every method, judged on validation images.
 
-`python -m studies.tuning` trains every setting on the split of seed 100, which no result uses, and writes accuracy on
-validation images to `tuning.csv`. The rule is the same for all methods: the highest accuracy on *seen* species.
-Unseen species are reported and not used: whoever has their labels could have trained on them.
+`python -m studies.tuning` trains every setting on the split of seed 100, which no result uses, and writes `tuning.csv`.
+The rule is the same for all methods: the highest accuracy on *seen* species; unseen ones are reported and not used.
 """
 
 import itertools

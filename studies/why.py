@@ -97,11 +97,7 @@ def knows(policy: Policy, world: World) -> Iterator[dict]:
 
 
 def uses(policy: Policy, world: World, seed: int) -> Iterator[dict]:
-    """Whether the state behind IS_IT tells a right name from a look-alike's.
-
-    Folds hold whole families, and a wrong name is of its label's fold: neither a pictured nor a named species is in
-    two.
-    """
+    """Whether the state behind IS_IT tells a right name from a look-alike's."""
     rows = world.rows(ASKED)
     labels, images = [world.species[world.of[i]].name for i in rows], world.cache.get(rows)
     fold = folds_of({s.name: s.family for s in world.species}, FOLDS, seed)

@@ -26,7 +26,7 @@ chapter, gpu = sys.argv[1:]
 matplotlib.use("Agg")
 torch.set_num_threads(1)
 torch.cuda.is_bf16_supported = lambda including_emulation=True: True  # `get_profile` asks
-names = ("dtype", "checkpointing", "offload_tower", "dense_rollout")
+names = ("dtype", "checkpointing", "dense_rollout")
 PROFILES["cpu"] = replace(PROFILES["cpu"], device="card", **{name: getattr(PROFILES[gpu], name) for name in names})
 os.chdir(Path(__file__).parents[1] / "notebooks")
 cells = [cell for cell in json.loads(Path(f"{chapter}.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]

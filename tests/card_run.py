@@ -26,7 +26,7 @@ from finer1_lite.recipes import answer_rows
 from finer1_lite.sft import train_sft
 from finer1_lite.tapo import Tapo
 
-SWITCHES = ("checkpointing", "offload_tower", "dense_rollout")
+SWITCHES = ("checkpointing", "dense_rollout")
 
 
 def story(device: str, gpu: str) -> dict:
@@ -50,8 +50,8 @@ def story(device: str, gpu: str) -> dict:
     few = data.select(range(4))
     told = predict(again, VisionCache(again.model, again.processor, few["image"]), few, False, 0)
     return {
-        "devices": sorted({str(p.device) for n, p in again.model.named_parameters() if "visual" not in n}),
-        "tower": str(again.backbone.visual.device), "texts": [p.text for p in told],
+        "devices": sorted({str(p.device) for p in again.model.parameters()}),
+        "texts": [p.text for p in told],
         "figures": [row[k] for row in sft + history for k in ("loss", "grad_norm")],
     }  # fmt: skip
 

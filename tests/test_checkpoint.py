@@ -2,7 +2,6 @@
 
 import multiprocessing
 import random
-import resource
 import signal
 import time
 from dataclasses import replace
@@ -252,34 +251,19 @@ def test_another_run_is_refused_by_name(three, data):
     assert differs(like()) == {"start"}  # another adapter to begin with
 
 
-def test_another_library_version_is_refused_or_warned_about(three, monkeypatch):
+def test_another_library_version_is_refused(three, monkeypatch):
     monkeypatch.setitem(loop_module.VERSIONS, "peft", "99")
-    with pytest.raises(CheckpointError, match="peft was .* and is '99'.*other_versions=True"):
+    with pytest.raises(CheckpointError, match="peft was .* and is '99'"):
         three.load(RUN)
-    three.other_versions = True
-    with pytest.warns(UserWarning, match="peft was"):
-        assert three.load(RUN)[1] == {"n": 3}
-    with pytest.raises(CheckpointError, match="profile was"):
-        three.load({"profile": "l4"})
 
 
-def write_with_little_room(folder: Path, outcome) -> None:
-    """A process that may write files of 1 KiB at most: what a full disk says, for real."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
-    try:
-        Checkpoints(folder, every=1).save(4, {"adapter/x": torch.zeros(10_000)}, {}, RUN)
-    except CheckpointError as error:
-        outcome.send(str(error))
+def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
 
-
-def test_a_full_disk_is_reported_and_the_last_checkpoints_stay(three):
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=write_with_little_room, args=(three.folder, theirs))
-    process.start()
-    assert ours.poll(60)
-    message = ours.recv()
-    process.join()
-    assert "step 4 was not written" in message and "steps [2, 3] are as they were" in message and "space" in message
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="step 4 was not written.*No space.*are as they were"):
+        put(three, 4, 4)
     assert len(list(three.folder.iterdir())) == 2 and three.load(RUN)[1] == {"n": 3}
 
 

@@ -14,12 +14,9 @@ from finer1_lite import config
 from finer1_lite.config import PROFILES, artefact, get_profile, runs_folder, suggest_profile
 
 
-def test_an_unknown_profile_names_the_known_ones():
+def test_without_cuda_the_cpu_profile_fits_and_others_say_what_they_need(monkeypatch):
     with pytest.raises(ValueError, match="unknown profile 'rtx'; choose one of: cpu, t4"):
         get_profile("rtx")
-
-
-def test_without_cuda_the_cpu_profile_fits_and_others_say_what_they_need(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert suggest_profile()[0] == "cpu"
     for name in PROFILES.keys() - {"cpu"}:
@@ -56,12 +53,12 @@ def test_an_artefact_is_the_own_one_then_the_shipped_one_else_an_error(tmp_path,
     monkeypatch.setenv("FINER1_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(config, "ASSETS", tmp_path / "assets")
     profile = get_profile("cpu")
-    with pytest.raises(FileNotFoundError, match="cot_sft is not in .*: run 02_cot_sft first"):
+    with pytest.raises(FileNotFoundError, match="cot_sft is not in .*: run chapter 2 first"):
         artefact(profile, "cot_sft")
     shipped = tmp_path / "assets" / "reference" / "cot_sft"
     shipped.mkdir(parents=True)
     assert artefact(profile, "cot_sft") == shipped and "shipped" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="run 02_cot_sft first"):  # the 3B must not get a tiny adapter
+    with pytest.raises(FileNotFoundError, match="run chapter 2 first"):  # the 3B must not get a tiny adapter
         artefact(replace(profile, name="l4"), "cot_sft")
     own = profile.run_dir / "cot_sft"
     own.mkdir(parents=True)

@@ -12,9 +12,9 @@ from PIL import Image as Picture
 from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row
 from finer1_lite.data.formats import (
-    FORMS, add_dataset_info, from_chat, read_closed_world, read_rows, to_chat, to_llama_factory,
-    write_closed_world, write_rows,
+    FORMS, add_dataset_info, from_chat, read_closed_world, to_chat, to_llama_factory, write_closed_world, write_rows,
 )  # fmt: skip
+from finer1_lite.files import write_jsonl
 from finer1_lite.policy.inputs import IMAGE_PAD
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import messages
@@ -90,15 +90,11 @@ def test_what_would_be_lost_is_refused(convert, form, broken, message):
 def test_files_of_rows(tmp_path):
     path, rows = tmp_path / "rows.json", [LLAMA | {"note": "Häher\u2028"}]
     write_rows(path, rows)
-    assert read_rows(path) == rows and "Häher" in path.read_text(encoding="utf-8")  # for people to read
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text) == rows and "Häher" in text  # for people to read
     with pytest.raises(TypeError):
         write_rows(path, [LLAMA, {"images": [Picture.new("RGB", (1, 1))]}])
-    assert read_rows(path) == rows
-    write_rows(tmp_path / "a.jsonl", rows * 2)
-    assert read_rows(tmp_path / "a.jsonl") == rows * 2
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(ValueError, match="a.jsonl, line 2"):
-        read_rows(tmp_path / "a.jsonl")
+    assert path.read_text(encoding="utf-8") == text
 
 
 def test_dataset_info_keeps_what_others_entered(tmp_path):
@@ -118,7 +114,7 @@ def test_dataset_info_keeps_what_others_entered(tmp_path):
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
 @each_form
 def test_the_released_chains_go_through_every_form(form):
-    for released in read_rows(RELEASED / "stage1_chains_202.json"):
+    for released in json.loads((RELEASED / "stage1_chains_202.json").read_text()):
         ours = from_chat(released, "llama_factory")
         assert ours["system"].startswith("A conversation between User and Assistant")
         assert to_llama_factory(from_chat(to_chat(ours, form), form)) == released
@@ -196,7 +192,7 @@ def test_questions_without_four_options_are_refused(tmp_path):
         write_closed_world(tmp_path / "new" / "q.jsonl", birds(), NEAREST | {"Tit": ["Jay", "Wren"]})
     assert not (tmp_path / "new").exists()  # nothing is written
     for change in ({"options": ["a", "b", "c"]}, {"options": ["a", "b", "c", "C "]}, {"ground_truth": "e"}):
-        write_rows(tmp_path / "q.jsonl", [GOOD, GOOD | change])
+        write_jsonl(tmp_path / "q.jsonl", [GOOD, GOOD | change])
         with pytest.raises(ValueError, match="q.jsonl, line 2: .* 3 other names are needed"):
             read_closed_world(tmp_path / "q.jsonl")
 

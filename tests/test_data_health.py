@@ -12,9 +12,7 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.fish import all_fish, draw_folder
 from finer1_lite.birds.render import draw
 from finer1_lite.config import TapoConfig, get_profile
-from finer1_lite.data.health import (
-    BRACKETS, CONTAINED, MAX_DISTANCE, SAME, SLIP, STEP_IMAGES, check_health, similar_names,
-)  # fmt: skip
+from finer1_lite.data.health import BRACKETS, CONTAINED, MAX_DISTANCE, SAME, STEP_IMAGES, check_health, similar_names
 from finer1_lite.data.sources import folder_entries, load_images
 from finer1_lite.policy.load import load_base
 from finer1_lite.rewards import accuracy_reward
@@ -118,20 +116,17 @@ def test_names_alike_and_classes_too_small_for_their_split():
     ]
 
 
-def test_sizes_and_sides(monkeypatch):
+def test_sizes_and_sides():
     sizes = [(60, 100), (100, 60), (300, 300), (30, 90), (900, 4)]
     pictures = [noise(i, size) for i, size in enumerate(sizes)]
-    monkeypatch.setattr("finer1_lite.data.health.LARGE", 89_999)  # a real one would take seconds
     health = check_health(dataset(pictures, ["a"] * 5))
     assert health.sizes.loc["all"].to_dict() == {
         "images": 5, "shortest_side": 4, "median_width": 100, "median_height": 90, "longest_side": 900, "tiny": 2,
-        "large": 1, "thin": 1,
+        "thin": 1,
     }  # fmt: skip
-    tiny, large, thin = health.problems
+    tiny, thin = health.problems
     assert tiny.startswith("Pictures with a side below 56 pixels (2): all[3] (30 x 90), all[4] (900 x 4). Details")
-    assert "(1): all[2] (300 x 300)" in large and "(1): all[4] (900 x 4)" in thin
-    (problem,) = check_health(dataset([noise(i, (20, 20)) for i in range(5)], ["a"] * 5)).problems
-    assert "(5): all[0] (20 x 20), all[1] (20 x 20), all[2] (20 x 20) and more. Details" in problem
+    assert "(1): all[4] (900 x 4)" in thin
 
 
 def test_tokens_are_those_of_the_processor():
@@ -154,9 +149,7 @@ def test_tokens_are_those_of_the_processor():
     ("House Finch", "house  finch", SAME), ("House-Finch", "Housefinch", SAME), ("Café", "Cafe\u0301", SAME),
     ("Wren (male)", "Wren (female)", BRACKETS), ("Mallow", "tree mallow", CONTAINED),
     ("Tern", "Eastern Kite", CONTAINED),  # inside a word too, as the released reward looks for it
-    ("Grey Wagtail", "Gray Wagtail", SLIP), ("Wagtail", "Wagtial", SLIP), ("Cardinals", "Cardnals", SLIP),
-    ("Audi A5 Coupe 2012", "Audi S5 Coupe 2012", SLIP), ("Boeing 737-200", "Boeing 737-300", None),
-    ("Wren", "Tern", None), ("Cat", "Bat", None), ("Song Sparrow", "Fox Sparrow", None),
+    ("Boeing 737-200", "Boeing 737-300", None), ("Wren", "Tern", None), ("Song Sparrow", "Fox Sparrow", None),
 ])  # fmt: skip
 def test_names_that_are_alike(one, other, why):
     found = similar_names([other, one, "Something Else Entirely"])

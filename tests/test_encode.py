@@ -1,7 +1,5 @@
 """A real sentence encoder, made here and tiny, and what the bottleneck keeps of the bird world."""
 
-import warnings
-
 import pytest
 import torch
 
@@ -60,13 +58,6 @@ def test_effect_by_hand():
     assert list(effect.columns) == ["concepts", "true", "others", "bits"] and list(effect.index) == list(expected)
     for name, row in expected.items():
         assert effect.loc[name].tolist() == pytest.approx(row)
-
-
-def test_effect_of_nothing_is_nothing_without_a_warning():
-    with warnings.catch_warnings(action="error"):
-        effect = bottleneck_effect([["a hat"]], [[]], [{"red crown"}])
-    assert effect.loc["all", "true"] == 0 and effect[["others", "bits"]].isna().all(axis=None)
-    assert effect.loc["kept", "concepts"] == 0 and effect.isna().loc["kept", "true"]
 
 
 def test_the_bottleneck_keeps_what_is_true_and_tells_birds_apart():

@@ -1,8 +1,6 @@
 """The policy's shortcuts give the same numbers as the plain way: cached images, own decoding, scoring."""
 
-import gc
 import warnings
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -17,7 +15,6 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.logprobs import selective_log_softmax
-from finer1_lite.policy import load as load_module
 from finer1_lite.policy import lora as lora_module
 from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
@@ -111,28 +108,6 @@ def test_features_that_overflow_half_precision_name_the_image(policy, images):
         VisionCache(half.model, half.processor, images).get([1])
 
 
-def test_the_tower_goes_back_to_where_it_waits_after_an_error_too(policy, images, monkeypatch):
-    cache, went = VisionCache(policy.model, policy.processor, images), []
-    monkeypatch.setattr(cache.vision, "to", went.append)
-    monkeypatch.setattr(cache, "_encode", lambda indices: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cache.get([0])
-    assert went == [policy.device, cache.vision.device] and len(went) == 2
-
-
-def test_towers_that_wait_on_the_cpu_are_one(policy, cache, images):
-    """Each of a 3B takes 2.5 GiB of a machine's memory; they are frozen, so one is enough."""
-    profile = replace(policy.profile, offload_tower=True)
-    one, two = load_policy(profile), load_policy(profile)
-    assert one.backbone.visual is two.backbone.visual is not load_base(policy.profile).backbone.visual
-    made = VisionCache(two.model, two.processor, images).get([1])[0]
-    assert torch.equal(made.tokens, cache.get([1])[0].tokens)
-    where = weakref.ref(one.backbone.visual)
-    del one, two, made
-    gc.collect()
-    assert where() is None  # and nothing else holds it
-
-
 def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, prompts):
     rows = [(*prompts[0], "red crown."), (ASK[1], None, "a")]
     inputs, labels = training_batch(policy.model, policy.processor, rows)
@@ -165,7 +140,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, prom
         load_policy(policy.profile, tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}))
+@pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_dropout": 0.1}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, kind):
     base = load_base(policy.profile)
@@ -175,14 +150,13 @@ def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, 
 
 
 @pytest.mark.parametrize("card, grouped", [((7, 5), False), ((8, 9), True)])
-def test_a_base_on_a_card_has_its_settings(policy, monkeypatch, card, grouped):
+def test_a_card_has_its_settings(monkeypatch, card, grouped):
     """No attention of cuDNN, no sums in fp16; only cards without flash attention pack heads themselves."""
-    cuda, asked = torch.backends.cuda, []
+    cuda = torch.backends.cuda
     key, before = torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa
     switches = cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
-    for name, value in (("is_available", True), ("get_device_capability", card)):
-        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
     try:
         suit_the_card("cpu")
         assert (cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction) == switches
@@ -192,10 +166,6 @@ def test_a_base_on_a_card_has_its_settings(policy, monkeypatch, card, grouped):
     finally:
         cuda.enable_cudnn_sdp(switches[0])
         cuda.matmul.allow_fp16_reduced_precision_reduction = switches[1]
-    monkeypatch.undo()
-    monkeypatch.setattr(load_module, "suit_the_card", asked.append)
-    load_base(policy.profile)
-    assert asked == ["cpu"]
 
 
 @pytest.mark.parametrize("dense, kind", ((True, linear), (False, add_products)))
@@ -366,5 +336,5 @@ def test_the_nucleus_is_drawn_as_if_it_were_sorted(temperature, top_p):
 def test_broken_logits_and_an_empty_nucleus_are_refused(bad, temperature, top_p):
     with pytest.raises(FloatingPointError, match="not numbers"):
         sample_tokens(torch.full((2, 5), bad), temperature, top_p, torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="top_p is 0"):
+    with pytest.raises(ValueError, match="top_p"):
         sample_tokens(torch.zeros(2, 5), temperature, 0, torch.Generator().manual_seed(0))

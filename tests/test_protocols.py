@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from finer1_lite.data.formats import ClosedWorld, read_closed_world
 from finer1_lite.evaluate import protocols as P
@@ -57,8 +56,6 @@ def test_keys_of_cars_collide():
         P.inclusion_key("Fiat 500", "car")
 
 
-# ---- similarity
-
 ANGLES = {"object": 90, "bird": 60, "Wren": 0, "a wren": 20, "a bird": 60, "Tit": 80, "Bird": 60}
 
 
@@ -74,15 +71,12 @@ def test_similarity_by_hand():
     # cos(60) = 0.5 is the super-category's; cos(20) = 0.9397: (0.9397 - 0.5) / 0.5 = 0.8794; farther than it: 0
     assert found == pytest.approx([1, 0.8794, 0, 0, 0, 0], abs=1e-4)
     assert P.relative_similarity(["a wren"], ["Wren"], "object", encode) == pytest.approx([np.cos(np.pi / 9)])
-    assert P.relative_similarity(said[:2], ["Wren"] * 2, "bird", lambda t: torch.tensor(encode(t)))[0] == 1
 
 
 def test_a_label_that_means_the_super_category_has_no_room():
     assert list(P.relative_similarity(["a bird", "Wren"], ["Bird", "Bird"], "bird", encode)) == [1, 0]
     with pytest.raises(ValueError, match="unit rows"):
         P.relative_similarity(["Wren"], ["Tit"], "bird", lambda texts: 2 * encode(texts))
-    with pytest.raises(ValueError, match="3 unit rows"):
-        P.relative_similarity(["Wren"], ["Tit"], "bird", lambda texts: encode(texts)[:1])
 
 
 def test_released_similarity_falls_back_and_knows_no_dogs():
@@ -94,9 +88,6 @@ def test_released_similarity_falls_back_and_knows_no_dogs():
     asked = []
     P.released_similarity(["x"], ["Wren"], "dog", lambda words: asked.extend(words) or encode(words))
     assert "object" in asked and "dog" not in asked
-
-
-# ---- side by side
 
 
 def test_the_frame_has_every_rule_with_its_reason():
@@ -112,8 +103,6 @@ def test_the_frame_has_every_rule_with_its_reason():
     assert value["closed, shuffled", "with fall-back", "seen"] == pytest.approx(2 / 3)
     assert set(frame.n) == {6} and (frame.low <= frame.accuracy).all() and (frame.accuracy <= frame.high).all()
     assert frame.why.map(len).min() > 20
-    few = P.protocol_frame({"closed": said[:6]}, draws=10)
-    assert set(few.protocol) == {"closed, shuffled"} and set(few.split) == {"seen"}
 
 
 def first_is_right(questions):
@@ -132,13 +121,9 @@ def test_options_are_shuffled_and_asked_in_their_order():
 
 
 @released
-def test_released_questions_have_the_right_option_first_and_some_pay_a_wrong_one():
+def test_released_questions_have_the_right_option_first():
     files = {name: read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl") for name in FILES}
     for name, questions in files.items():
         assert len(questions.rows) == 200 and first_is_right(questions) == 1 and first_is_right(P.shuffled(questions, 0)) < 0.4
         said = [judge(i, row["ground_truth"], True, f"<answer> {row['options'][0]} </answer>") for i, row in enumerate(questions.rows)]
         assert P.scores("closed, official order", said, name.split("_")[0])["as released"].mean() == 1.0
-    row = next(file.rows[i] for file in files.values() for i in file.containing)
-    wrong = next(o for o in row["options"] if row["ground_truth"].lower() in o.lower() and o != row["ground_truth"])
-    rules = scored("closed, official order", f"<answer> {wrong} </answer>", row["ground_truth"])
-    assert rules == {"as released": 1, "with fall-back": 1, "strict": 0}

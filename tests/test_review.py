@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 from io import BytesIO
-from math import isnan
 
 import pytest
 from PIL import Image
@@ -168,13 +167,6 @@ def test_agreement_by_hand(tmp_path, shared):
     }  # fmt: skip
 
 
-def test_agreement_without_chance_or_rows_is_nothing(tmp_path):
-    ada, bob = decided(tmp_path / "ada.jsonl", "ada", "aa"), decided(tmp_path / "bob.jsonl", "bob", "aa")
-    alike, none = agreement(ada, bob), agreement(ada, decided(tmp_path / "cleo.jsonl", "cleo", "--"))
-    assert alike["same"] == 1 and isnan(alike["kappa"])
-    assert none["both"] == 0 and isnan(none["same"]) and isnan(none["kappa"])
-
-
 # ---- the panel
 
 
@@ -243,13 +235,6 @@ def test_texts_are_shown_as_they_are(path):
     desk.editor.value = "<answer> <img src=x onerror=alert(1)> </answer>"
     click(desk, "Edit")
     assert "&lt;think&gt;" in desk.note.value and not any(tag in desk.note.value for tag in ("<think", "<img"))
-
-
-def test_a_disk_that_refuses_is_said_and_nothing_counts(tmp_path):
-    (tmp_path / "file").write_text("")
-    desk = ReviewDesk(make_rows(1), [Image.new("L", (8, 8))], tmp_path / "file" / "ada.jsonl", "ada")
-    click(desk, "Accept")
-    assert "Problem" in desk.note.value and states(desk.review) == [UNDECIDED]
 
 
 def test_pictures_are_small_and_upright_and_a_missing_one_stops_nothing(path):

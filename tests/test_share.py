@@ -26,7 +26,7 @@ from finer1_lite.evaluate.statistics import COLUMNS
 from finer1_lite.policy.load import load_policy
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.share import merge_16bit, model_card, push, save_for_sharing
-from finer1_lite.use import PROMPT, classify_batches, classify_folder, images_in, read_answer, see, stream_answer
+from finer1_lite.use import PROMPT, classify_batches, classify_folder, read_answer, see, stream_answer
 
 RESULTS = pd.DataFrame(
     [("tapo", "seen", "open", "accuracy", 0.8819, 576, 0), ("tapo", "unseen", "open", "accuracy", 0.6641, 512, 0),
@@ -84,8 +84,6 @@ def test_the_card_is_filled_from_the_run(policy, shared):
 
 def test_no_file_tells_where_it_was_made(shared, merged):
     files = [*shared.iterdir(), *merged.iterdir()]
-    assert {"README.md", "adapter_model.safetensors", "adapter_config.json", "processor_config.json",
-            "tokenizer.json", "model.safetensors", "config.json"} <= {f.name for f in files}  # fmt: skip
     for here in (ASSETS.parents[2], Path.home(), shared.parent, merged.parent):
         assert not [file.name for file in files if str(here).encode() in file.read_bytes()]
 
@@ -101,17 +99,14 @@ def test_the_card_of_the_3b_names_base_and_licence(merged, library, relation):
     assert (f'from_pretrained("{QWEN_3B}"' in card.text) != merged
 
 
-def test_the_card_of_another_base_claims_nothing(tmp_path):
+def test_the_card_of_another_base_claims_nothing():
     card = ModelCard(model_card(replace(PROFILES["l4"], model_id="some/Other"), "sft_answers", "birds"))
     assert card.data.license == "unknown" and card.data.base_model == "some/Other"
     assert "<think>" not in card.text  # answers alone were trained, so no chain is asked for
-    (tmp_path / "Local-3B").mkdir()
-    local = model_card(replace(PROFILES["l4"], model_id=str(tmp_path / "Local-3B")), "tapo", "birds")
-    assert ModelCard(local).data.base_model is None and "Local-3B" in local and str(tmp_path) not in local
 
 
 @pytest.mark.parametrize("method, results, message", [
-    ("base", None, "choose one of: sft_answers"), ("cot_sft", RESULTS, "only of: dapo, tapo"),
+    ("base", None, "choose one of: sft_answers"), ("cot_sft", RESULTS, "only of: tapo, dapo"),
 ])  # fmt: skip
 def test_a_wrong_method_leaves_no_folder(policy, tmp_path, method, results, message):
     with pytest.raises(ValueError, match=message):
@@ -136,8 +131,7 @@ def test_the_code_on_the_card_runs_and_names_the_bird(kind, birds, texts, tmp_pa
     assert read_answer(Path(), capsys.readouterr().out).answer == label
 
 
-def test_plain_transformers_and_peft_give_our_answers(shared, birds, texts):
-    """With the quantisation that the card names; what differs is the order of sums."""
+def test_plain_transformers_and_peft_give_our_answers(shared, birds, texts):  # but for the order of sums
     options = re.search(r"=(BitsAndBytesConfig\(.*?\))`", (shared / "README.md").read_text()).group(1)
     how = {"quantization_config": eval(options, {"BitsAndBytesConfig": BitsAndBytesConfig}), "dtype": torch.float32}
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(ASSETS / "base", **how)
@@ -177,8 +171,6 @@ def test_the_profile_s_pixels_are_saved_with_the_processor(policy, shared, birds
         assert len(images["pixel_values"]) == patches
         left = json.loads((folder / "tokenizer_config.json").read_text())
         assert not {"max_pixels", "local_files_only"} & left.keys()  # else every call of the processor warns
-    with pytest.raises(FileNotFoundError, match="no adapter"):
-        merge_16bit(small, tmp_path, tmp_path / "x", "card")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +185,6 @@ def album(birds, tmp_path_factory):
     Image.new("RGB", (1, 1)).save(folder / "g dot.bmp")
     (folder / "h folder.png").mkdir()
     (folder / "._a plain.png").write_text("what a Mac leaves on a stick")
-    (folder / "notes.txt").write_text("no picture")
     return folder
 
 
@@ -202,23 +193,18 @@ def found(policy, album):
     return {c.path.name[0]: c for c in classify_folder(policy, album)}
 
 
-def test_every_picture_of_a_folder_gets_a_result(found, album):
-    assert list(found) == list("abcdefg") and [c.path for c in found.values()] == images_in(album)
+def test_every_picture_of_a_folder_gets_a_result_which_is_the_policys(found, album, texts):
+    assert list(found) == list("abcdefg")
     for c in found.values():
         assert (c.answer is None) == bool(c.error) and (c.answer is None or c.chain.startswith("Analysis:"))
     errors = {name: c.error for name, c in found.items() if c.error}
     assert list(errors) == list("def")
-    assert "format" in errors["d"] and "cannot be read" in errors["e"]
     assert "900 x 4" in errors["f"] and str(album) not in "".join(errors.values())
-
-
-def test_answers_of_a_folder_are_those_of_the_policy(found, texts):
     for name, text in (("a", texts[0]), ("b", texts[1])):
         expected = read_answer(found[name].path, text)
         assert found[name].answer == expected.answer
         assert found[name].chain.splitlines()[0] == expected.chain.splitlines()[0]  # all eight attributes
     assert found["c"].answer == found["b"].answer  # colours survive CMYK
-    assert "Prediction:" in found["a"].chain and "<" not in found["a"].chain
 
 
 def test_batches_come_one_by_one_and_a_picture_that_overflows_stops_none(policy, album, found, monkeypatch):
@@ -240,10 +226,8 @@ def test_a_folder_without_pictures_is_an_error(policy, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="no pictures in .*jpg"):
         classify_folder(policy, tmp_path)
-    with pytest.raises(NotADirectoryError, match="is not a folder"):
+    with pytest.raises(NotADirectoryError):
         classify_folder(policy, tmp_path / "notes.txt")
-    (tmp_path / "broken.png").touch()  # not one readable picture: a result, no crash
-    assert [c.answer for c in classify_folder(policy, tmp_path)] == [None]
 
 
 @pytest.mark.parametrize("text, answer, chain", [
@@ -305,11 +289,7 @@ def test_push_is_private_and_takes_only_what_belongs_to_the_model(shared, tmp_pa
         (tmp_path / name).write_text("text")
     assert push(tmp_path, "me/tapo") == ours
     assert asked == [("me/tapo", {"private": True, "exist_ok": True})]
-
-
-def test_push_refuses_a_folder_that_is_not_ready(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no README.md"):
-        push(tmp_path, "me/tapo")
-    (tmp_path / "README.md").touch()
-    with pytest.raises(FileNotFoundError, match="safetensors"):
-        push(tmp_path, "me/tapo")
+    for needed in ("adapter_model.safetensors", "README.md"):  # a folder that is not ready
+        (tmp_path / needed).unlink()
+        with pytest.raises(FileNotFoundError, match=needed[-9:]):
+            push(tmp_path, "me/tapo")

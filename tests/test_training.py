@@ -17,11 +17,11 @@ from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig, group_advantages
 from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
-from finer1_lite.prompts import ANSWER_INSTRUCTION, THINK_INSTRUCTION, question
+from finer1_lite.prompts import ANSWER_INSTRUCTION, question
 from finer1_lite.recipes import answer_rows, look_alike_classes
 from finer1_lite.rewards import bare_reward, released_reward
 from finer1_lite.samplers import TripletSampler
-from finer1_lite.sft import SFT, answer_loss, epochs_of, train_sft
+from finer1_lite.sft import SFT, epochs_of, train_sft
 from finer1_lite.tapo import Rows, Tapo, rehearse
 
 PROFILE = get_profile("cpu")
@@ -73,12 +73,6 @@ def test_sft_gradients_do_not_depend_on_the_cut_into_micro_batches(rows):
         grads.append([p.grad for p in sft.policy.trainable()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
-
-
-def test_answer_loss_counts_the_end_token(rows):
-    policy = load_policy(PROFILE)
-    _, n = answer_loss(policy, rows[:1])
-    assert n == len(policy.processor.tokenizer(rows[0][2])["input_ids"]) + 1
 
 
 def test_epochs_use_every_row_once():
@@ -168,14 +162,6 @@ def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):
     assert moved[0] == pytest.approx(moved[1], rel=1e-4)
 
 
-def test_without_gradients_a_gradient_through_the_negative_keeps_nothing(cache, data):
-    own = loop(cache, data, TAPO)
-    rows = Rows.of(own.roll_out(own.sampler.next(1)), own.config.num_anchor)
-    assert TAPO.negative_grad and all(t.requires_grad for t in own.score(rows)[::2])
-    with torch.no_grad():
-        assert not any(t.requires_grad for t in own.score(rows))
-
-
 def test_a_reward_needs_no_format_and_no_decimals(cache, data):
     reward = lambda text, label: {"overall": len(text) % 2, "accuracy": len(text) % 2}  # noqa: E731
     own = loop(cache, data, DAPO, reward=reward)
@@ -200,16 +186,13 @@ def test_overlong_shaping_lowers_the_reward_of_long_completions(cache, data):
     assert any((b.rewards < a.rewards).any() for a, b in zip(ours, theirs))
 
 
-def test_no_thinking_rl_and_cls_rl_are_settings_of_the_same_loop(cache, data):
-    """GRPO, all rollouts from the anchor; with the bare question and reward, or with the thinking ones."""
-    for think, reward in ((False, bare_reward), (True, released_reward)):
-        rl = loop(cache, data, GRPO, ANCHOR_ONLY, reward=reward)
-        rl.ask = partial(question, think=think)
-        groups, _ = rl.collect()
-        assert len(groups) == 2  # no group is dropped
-        assert all((THINK_INSTRUCTION in g.question) is think for g in groups)
-        assert all((ANSWER_INSTRUCTION in g.question) is not think for g in groups)
-        assert rl.update(groups)["grad_norm"] >= 0
+def test_no_thinking_rl_is_a_setting_of_the_same_loop(cache, data):
+    """GRPO, all rollouts from the anchor, with the bare question and reward."""
+    rl = loop(cache, data, GRPO, ANCHOR_ONLY, reward=bare_reward)
+    rl.ask = partial(question, think=False)
+    groups, _ = rl.collect()
+    assert len(groups) == 2  # no group is dropped
+    assert all(ANSWER_INSTRUCTION in g.question for g in groups) and rl.update(groups)["grad_norm"] >= 0
 
 
 def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data):
@@ -263,23 +246,9 @@ def test_a_rehearsal_is_a_step_at_full_length_and_leaves_everything_as_it_was(ca
         assert after[1] == facts and tensors.keys() == after[0].keys()
         assert all(torch.equal(t, after[0][name]) for name, t in tensors.items())
         assert torch.equal(global_state, torch.get_rng_state())
-        assert told.keys() == {"rollout seconds", "update seconds"} and min(told.values()) > 0
-        assert f"rollout seconds {told['rollout seconds']:.1f}" in capsys.readouterr().out
+        assert told.keys() == {"rollout_s", "update_s"} and min(told.values()) > 0
+        assert f"rollout_s {told['rollout_s']:.1f}" in capsys.readouterr().out
     rl.steps = straight.steps = 2
     for row, other in zip(rl.train(), straight.train(), strict=True):
         assert row | {"seconds": 0} == other | {"seconds": 0}
     assert all(torch.equal(a, b) for a, b in zip(rl.policy.trainable(), straight.policy.trainable()))
-
-
-def test_a_rehearsal_that_does_not_fit_says_what_to_lower(cache, data):
-    rl = loop(cache, data, TAPO, max_new_tokens=4)
-    before = rl.state()[1]
-
-    def full(module, arguments, keywords):
-        if torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    rl.policy.backbone.register_forward_pre_hook(full, with_kwargs=True)
-    with pytest.raises(MemoryError, match="max_new_tokens, max_pixels.*rollout_batch.*questions.*larger card"):
-        rehearse(rl)
-    assert rl.state()[1] == before and rl.config == SMALL

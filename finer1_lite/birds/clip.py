@@ -1,10 +1,7 @@
 """Trains the tiny SigLIP of the bird world: `python -m finer1_lite.birds.clip`, a quarter of an hour on one thread.
 
-It stands where SigLIP-L stands in the paper's table. Such a model has read alt-texts of the web, which name species
-beside their pictures, now and then wrongly; so this one learns from **all** 200 species, with noisy captions.
-Unlike the base (see `diet`), it **has met the evaluated species by name**; only their training, validation and test
-pictures are new to it. A table that holds it must say so.
-
+It stands where SigLIP-L stands in the paper's table, which has read the web's alt-texts: so it learns **all** 200
+species from noisy captions. Unlike the base, it **has met the evaluated species by name**; a table must say so.
 Departures from SigLIP (Zhai et al., arXiv 2303.15343): 1 M parameters, batches of 128 pairs, no species twice in a
 batch (its own caption would count as a wrong one), and a bias of -5 at the start, as a batch holds fewer negatives.
 """
@@ -67,10 +64,8 @@ def build_model(vocabulary: int, pad: int) -> SiglipModel:
 
 
 def train(model: SiglipModel, processor: SiglipProcessor, images: np.ndarray, steps: int, batch: int = 128) -> None:
-    """Train `model` in place with its sigmoid loss; a step sees `batch` species, one picture and caption of each.
-
-    images: uint8 (species, pictures of each, 112, 112, 3).
-    """
+    """Train in place with the sigmoid loss on uint8 `images` (species, pictures, 112, 112, 3); a step sees one of
+    each of `batch` species."""
     rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
 
     def losses():
@@ -84,19 +79,8 @@ def train(model: SiglipModel, processor: SiglipProcessor, images: np.ndarray, st
     fit(list(model.parameters()), losses, steps, lr=1.5e-3, betas=(0.9, 0.98))
 
 
-def measure(siglip: Siglip) -> dict[str, float]:
-    """Accuracy on three new pictures of each evaluated species: among four look-alikes, and among all 200 names."""
-    species = [s for s in evaluation_species() for _ in range(3)]
-    names, right = [s.name for s in all_species()], [s.name for s in species]
-    images = siglip.images([draw(s, FIRST["val"] + 500 + i % 3) for i, s in enumerate(species)])
-    scores = images @ siglip.classes(names).T
-    alike = [[s.name, *(x.name for x in look_alikes(s.name))] for s in species]
-    said = {"four look-alikes": choose(scores, names, alike), "all 200": choose(scores, names)}
-    return {f"names among {which}": round(float(np.mean(np.array(got) == right)), 4) for which, got in said.items()}
-
-
 def main(out: Path = ASSETS) -> None:
-    """Train, and write `siglip` and `siglip.json` into the folder `out`."""
+    """Train, and write `siglip` and its accuracies on new pictures, `siglip.json`, into the folder `out`."""
     torch.set_num_threads(1)  # part of the recipe: another number changes the order of sums
     set_seed(SEED)
     processor = build_processor()
@@ -105,8 +89,15 @@ def main(out: Path = ASSETS) -> None:
     train(model, processor, np.stack([[np.asarray(draw(s, i)) for i in numbers] for s in all_species()]), STEPS)
     model.half().save_pretrained(out / "siglip")
     processor.save_pretrained(out / "siglip")
-    figures = measure(Siglip(out / "siglip")) | versions()
-    write_whole(out / "siglip.json", json.dumps(figures, indent=1) + "\n")
+    siglip = Siglip(out / "siglip")
+    species = [s for s in evaluation_species() for _ in range(3)]
+    names, right = [s.name for s in all_species()], [s.name for s in species]
+    images = siglip.images([draw(s, FIRST["val"] + 500 + i % 3) for i, s in enumerate(species)])
+    scores = images @ siglip.classes(names).T
+    alike = [[s.name, *(x.name for x in look_alikes(s.name))] for s in species]
+    said = {"four look-alikes": choose(scores, names, alike), "all 200": choose(scores, names)}
+    figures = {f"names among {k}": round(float(np.mean(np.array(got) == right)), 4) for k, got in said.items()}
+    write_whole(out / "siglip.json", json.dumps(figures | versions(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ def load_birds(split_seed: int = 0, per_class=PER_CLASS) -> DatasetDict:
                     "attributes": dict(zip(ATTRIBUTES, s.looks)), "picture": i,
                 }  # fmt: skip
 
-    made = {split: list(rows(split)) for split in counts}  # by column: `from_list` takes no empty split
-    columns = {split: {name: [row[name] for row in found] for name in FEATURES} for split, found in made.items()}
-    return DatasetDict({split: Dataset.from_dict(found, features=FEATURES) for split, found in columns.items()})
+    found = {split: list(rows(split)) for split in counts}
+    return DatasetDict({  # by columns, as a split may have no rows
+        split: Dataset.from_dict({name: [row[name] for row in part] for name in FEATURES}, features=FEATURES)
+        for split, part in found.items()
+    })  # fmt: skip

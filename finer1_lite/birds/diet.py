@@ -1,8 +1,7 @@
 """What the base model has seen and read: the texts of pre-training, each as (user, assistant).
 
-From images it learns to describe any bird, and to name the 40 *common* species, which are in no evaluation. From
-texts it learns the field guide of all 200 species, and birders' diaries that think from a description to a name. It
-never meets an image of an evaluation species with its name. The teacher learns from prompts with the label.
+From images it learns to describe any bird, and to name the 40 *common* species alone, which are in no evaluation.
+From texts it learns the field guide of all 200, and birders' diaries that think from a description to a name.
 """
 
 import numpy as np
@@ -43,7 +42,7 @@ def chain_parts(looks, options: list[Species], prediction: str) -> dict[str, str
 
 
 def chain_prose(parts: dict[str, str]) -> str:
-    """The four parts as the reader of a diary meets them."""
+    """The four parts as a diary has them."""
     return "\n".join(f"{heading}: {part}" for heading, part in zip(HEADINGS, parts.values()))
 
 
@@ -62,14 +61,10 @@ def misread(rng: np.random.Generator, looks, rate: float = MISREAD) -> tuple[str
     return tuple(seen)
 
 
-def rivals(species: Species, looks) -> list[Species]:
-    """The three other species of its family that are nearest to `looks`."""
-    return [s for s in nearest(looks, family_members(species.family)) if s != species][:3]
-
-
-def candidates(species: Species, looks) -> list[Species]:
-    """`species` and its `rivals` by name, so that the place says nothing of which is right."""
-    return sorted([species, *rivals(species, looks)], key=lambda s: s.name)
+def candidates(species: Species, looks, ordered: bool = True) -> list[Species]:
+    """`species` and the three others of its family that are nearest to `looks`; by name the place tells nothing."""
+    found = [species, *[s for s in nearest(looks, family_members(species.family)) if s != species][:3]]
+    return sorted(found, key=lambda s: s.name) if ordered else found
 
 
 def _options(rng, s: Species) -> list[str]:
@@ -80,7 +75,7 @@ def _options(rng, s: Species) -> list[str]:
 def loose_diary(rng: np.random.Generator, species: Species) -> tuple[str, str]:
     """A birder thinks from notes to a name, with the candidates in any order: the first, rough lessons."""
     looks = misread(rng, species.looks)
-    options = [[species, *rivals(species, looks)][i] for i in rng.permutation(4)]
+    options = [candidates(species, looks, ordered=False)[i] for i in rng.permutation(4)]
     return DIARY, chain_prose(chain_parts(looks, options, species.name))
 
 
@@ -95,8 +90,11 @@ def diary(rng: np.random.Generator, species: Species) -> tuple[str, str]:
     return (f"{DIARY} {FOUR_PARTS}", tagged(parts)) if form == 1 else (DIARY, chain_prose(parts))
 
 
-def _guide(rng, s: Species) -> tuple[str, str]:
-    """A question and an answer of the field guide."""
+def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
+    """One text: over half are diaries as `write` makes them, `loose_diary` or `diary`; the rest is field guide."""
+    s = _pick(rng, all_species())
+    if rng.random() < 0.55:
+        return write(rng, s)
     kind = rng.integers(7)
     if kind == 0:
         return f"What does the {s.name} look like?", f"The {s.name} has {s.describe()}."
@@ -119,28 +117,17 @@ def _guide(rng, s: Species) -> tuple[str, str]:
     return f"{ask} {THINK_INSTRUCTION}", f"<think>\n{told}\n</think>\n<answer> {value} </answer>"
 
 
-def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
-    """One text: over half are diaries as `write` makes them, `loose_diary` or `diary`; the rest is field guide."""
-    s = _pick(rng, all_species())
-    return write(rng, s) if rng.random() < 0.55 else _guide(rng, s)
-
-
-def _common(rng, s: Species) -> tuple[str, str]:
-    """Names a common species without thinking, in each form in which a name can be asked for."""
-    text, form = _pick(rng, QUESTIONS), rng.integers(4)
-    if form == 0:
-        return text, direct(s.name)
-    if form == 1:
-        return f"{text} {ANSWER_INSTRUCTION}", f"<answer> {s.name} </answer>"
-    think = f"<think>\n{direct(s.name)}\n</think>\n<answer> {s.name} </answer>"
-    return instructed(text, options=_options(rng, s) if form == 2 else None), think
-
-
 def image_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:
     """One question about an image of `s`; only common species are ever named."""
     kind = rng.random()
-    if s.common and kind < 0.5:
-        return _common(rng, s)
+    if s.common and kind < 0.5:  # in each form in which a name can be asked for, without thinking
+        text, form = _pick(rng, QUESTIONS), rng.integers(4)
+        if form == 0:
+            return text, direct(s.name)
+        if form == 1:
+            return f"{text} {ANSWER_INSTRUCTION}", f"<answer> {s.name} </answer>"
+        think = f"<think>\n{direct(s.name)}\n</think>\n<answer> {s.name} </answer>"
+        return instructed(text, options=_options(rng, s) if form == 2 else None), think
     if kind < 0.85:
         text = "Describe the bird." if kind < 0.7 else _pick(rng, list(LOOKS_QUESTIONS))
         return text, s.describe(LOOKS_QUESTIONS[text]) + "."

@@ -1,7 +1,6 @@
 """A second drawn world: a folder of fish as a practitioner would bring it, with the faults that such folders have.
 
-The base model has never met a fish or its name, but most colours and patterns are those of birds. A species is five
-attributes; its pictures differ in pose, light, water, weed and noise.
+The base model has never met a fish or its name, but most colours and patterns are those of birds.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_csv
-from .render import BACK, BELLY, CROWN, DARK, Canvas, photograph, scene, shade
+from .render import BACK, BELLY, CROWN, DARK, photograph, scene, shade
 
 ATTRIBUTES = {
     "back": tuple(BACK), "belly": tuple(BELLY), "fin": tuple(CROWN),
@@ -27,6 +26,10 @@ TAILS = {
     "forked": [(-0.8, -0.08), (-1.5, -0.6), (-1.05, 0.0), (-1.5, 0.6), (-0.8, 0.08)],
 }
 SPOTS = [(-0.45, -0.05), (-0.2, 0.12), (0.0, -0.1), (0.2, 0.14), (0.35, -0.06), (-0.05, 0.26), (-0.3, 0.24)]
+STRIPES = {
+    "streaked": [([(-0.6, y), (0.4, y)], 0.06) for y in (-0.12, 0.06, 0.24)],
+    "banded": [([(x, -0.3), (x, 0.36)], 0.13) for x in (-0.4, -0.08, 0.24)],
+}
 
 
 @dataclass(frozen=True)
@@ -47,26 +50,14 @@ def all_fish() -> list[Fish]:
     """Sixteen species of four families; those of a family share back and belly, any two differ."""
     rng = np.random.default_rng(WORLD_SEED)
     backs, bellies = (rng.permutation(ATTRIBUTES[part]) for part in ("back", "belly"))
-    made, size = [], len(EPITHETS) // len(FAMILIES)
+    made = []
     for f, family in enumerate(FAMILIES):
         fins, sides = rng.permutation(ATTRIBUTES["fin"]), rng.permutation(ATTRIBUTES["side"])
-        for i in range(size):
+        for i in range(4):
             own = (backs[f], bellies[f], fins[i // 2], sides[i], rng.choice(ATTRIBUTES["tail"]))
             looks = {part: str(value) for part, value in zip(ATTRIBUTES, own)}
-            made.append(Fish(len(made), f"{EPITHETS[f * size + i]} {family}", family, looks))
+            made.append(Fish(len(made), f"{EPITHETS[len(made)]} {family}", family, looks))
     return made
-
-
-def _side(canvas: Canvas, kind: str) -> None:
-    if kind == "spotted":
-        for x, y in SPOTS:
-            canvas.ellipse(x, y, 0.07, 0.07, DARK)
-    elif kind == "streaked":
-        for y in (-0.12, 0.06, 0.24):
-            canvas.line([(-0.6, y), (0.4, y)], DARK, 0.06)
-    elif kind == "banded":
-        for x in (-0.4, -0.08, 0.24):
-            canvas.line([(x, -0.3), (x, 0.36)], DARK, 0.13)
 
 
 def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
@@ -78,7 +69,10 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
     canvas.polygon([(-0.45, -0.35), (-0.1, -0.78), (0.3, -0.72), (0.35, -0.32)], fin)
     canvas.ellipse(0.0, 0.0, 0.95, 0.46, back)
     canvas.ellipse(0.04, 0.17, 0.78, 0.28, BELLY[looks["belly"]])
-    _side(canvas, looks["side"])
+    for x, y in SPOTS if looks["side"] == "spotted" else ():
+        canvas.ellipse(x, y, 0.07, 0.07, DARK)
+    for line, width in STRIPES.get(looks["side"], ()):
+        canvas.line(line, DARK, width)
     canvas.polygon([(0.2, 0.08), (-0.12, 0.42), (0.3, 0.3)], fin)
     canvas.ellipse(0.66, -0.1, 0.1, 0.1, (250, 250, 250))
     canvas.ellipse(0.68, -0.1, 0.055, 0.055, (15, 15, 15))
@@ -99,14 +93,13 @@ def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
         for i in range(per_class):
             draw(fish, i, seed).save(place / f"{i:03d}.png")
     draw(species[0], per_class, seed + 1).save(lonely / "000.png")
-    first, second, third, *_ = own
-    whole = (first / "000.png").read_bytes()
-    (first / "cut_off.png").write_bytes(whole[: len(whole) // 3])
-    (first / "notes.jpg").write_text("not a picture")
-    (second / "a_friend_sent_this.png").write_bytes(whole)
-    draw(species[2], per_class, seed).convert("CMYK").save(third / "from_print.jpg", quality=92)
+    whole = (own[0] / "000.png").read_bytes()
+    (own[0] / "cut_off.png").write_bytes(whole[: len(whole) // 3])
+    (own[0] / "notes.jpg").write_text("not a picture")
+    (own[1] / "a_friend_sent_this.png").write_bytes(whole)
+    draw(species[2], per_class, seed).convert("CMYK").save(own[2] / "from_print.jpg", quality=92)
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
-    draw(species[2], per_class + 1, seed).rotate(90).save(third / "from_phone.jpg", exif=turned, quality=92)
+    draw(species[2], per_class + 1, seed).rotate(90).save(own[2] / "from_phone.jpg", exif=turned, quality=92)
     write_csv(folder / "guide.csv", ({"name": f.name, "looks": ", ".join(f.concepts())} for f in species))
     return folder

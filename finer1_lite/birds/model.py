@@ -17,8 +17,7 @@ from ..cot.chains import PARTS
 from .render import SIZE
 
 PATCH, MERGE = 14, 2
-NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
-SPECIAL = tuple(f"<|{name}|>" for name in NAMES)
+SPECIAL = tuple(f"<|{t}|>" for t in "endoftext im_start im_end vision_start vision_end image_pad video_pad".split())
 # The tags of a chain's four parts, one token each: "<analysis>", "</analysis>", ...
 TAGS = tuple(f"<{slash}{part}>" for part in PARTS for slash in ("", "/"))
 # Qwen's way to split text into words before the byte pairs are merged.
@@ -74,10 +73,8 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
         bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
     )  # fmt: skip
-    vision = dict(
-        depth=3, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=PATCH,
-        window_size=SIZE, fullatt_block_indexes=[0, 1, 2],
-    )  # fmt: skip
+    vision = dict(depth=3, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=PATCH,
+                  window_size=SIZE, fullatt_block_indexes=[0, 1, 2])  # fmt: skip
     return Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True,
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
@@ -92,10 +89,7 @@ def normalise(images: np.ndarray) -> torch.Tensor:
 
 
 def features(visual, pixels: torch.Tensor) -> torch.Tensor:
-    """Merged image tokens (B, 16, H) of normalised images (B, 3, 112, 112): the tower `visual`, with full attention.
-
-    All pictures have one size, so they run as one batch, without the loop over images of the general code.
-    """
+    """Merged tokens (B, 16, H) of the tower `visual` for images (B, 3, 112, 112) of one size, in one batch."""
     b, side, n = pixels.shape[0], SIZE // (PATCH * MERGE), (SIZE // PATCH) ** 2
     # Qwen's order of patches: those of a 2x2 group lie side by side.
     x = pixels.view(b, 3, side, MERGE, PATCH, side, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(b, n, -1)

@@ -2,10 +2,9 @@
 
 Stage A: the vision tower learns attributes, never a name. For each attribute a head looks for the image tokens that
 matter and reads their mean; the heads are thrown away. Stage B: the language model learns to put into words what the
-frozen tower sees, and reads the field guide, in three rounds. Stage C: a teacher, the base with an adapter that
-writes chains in tagged parts when it is told the label; it has seen images of common species only. The number of
-threads of a stage is part of the recipe, as it changes the order of sums. Another processor rounds differently:
-expect other bytes, and accuracies within 10 points.
+frozen tower sees, and reads the field guide. Stage C: a teacher, the base with an adapter that writes chains in
+tagged parts when it is told the label; it has seen images of common species only. Another number of threads, or
+another processor, sums in another order: expect other bytes, and accuracies within 10 points.
 """
 
 import argparse
@@ -76,10 +75,7 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_vision(visual, images: np.ndarray, looks: torch.Tensor, steps: int) -> None:
-    """Stage A, in place. images: uint8 (N, 112, 112, 3); looks: their attributes (N, 8), as indices of values.
-
-    Prints what the heads read on the last 512 images, which are held out.
-    """
+    """Stage A, in place. images: uint8 (N, 112, 112, 3), the last 512 held out; looks: (N, 8) indices of values."""
     generator, width = torch.Generator().manual_seed(SEED), visual.config.out_hidden_size
     where = nn.Linear(width, len(ATTRIBUTES))
     what = nn.ModuleList(nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
@@ -96,38 +92,30 @@ def train_vision(visual, images: np.ndarray, looks: torch.Tensor, steps: int) ->
 
     fit([*visual.parameters(), *where.parameters(), *what.parameters()], losses, steps, lr=1.5e-3)
     with torch.no_grad():
-        said = torch.stack([x.argmax(-1) for x in read(normalise(images[-HELD_OUT:].copy()))], 1)
+        said = torch.stack([x.argmax(-1) for x in read(normalise(images[-HELD_OUT:]))], 1)
     right = said == looks[-HELD_OUT:]
     print(f"held-out pictures: {right.float().mean():.1%} of attributes, {right.all(1).float().mean():.1%} all eight")
 
 
-@torch.no_grad()
-def look_at(visual, images: np.ndarray, batch: int = 128) -> torch.Tensor:
-    """Frozen features (N, 16, H) of uint8 pictures, in half precision."""
-    parts = (images[i : i + batch].copy() for i in range(0, len(images), batch))
-    return torch.cat([features(visual, normalise(part)).half() for part in parts])
-
-
-def example_batch(rng, seen: torch.Tensor, plan: dict) -> list[list[tuple]]:
-    """Three lists of (question, seen, answer) rows of about equal length: images, short texts, diaries."""
-    images, species, grid = [], all_species(), torch.tensor([1, SIZE // PATCH, SIZE // PATCH])
-    for i in rng.integers(len(seen), size=plan["images"]):
-        text, answer = image_example(rng, species[i % len(species)])
-        images.append((text, ImageFeatures(seen[i].float(), grid), answer))
-    texts = [(u, None, a) for u, a in (text_example(rng, plan["write"]) for _ in range(plan["texts"]))]
-    texts.sort(key=lambda row: len(row[2]))
-    short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
-    return [group for group in (images, short, texts[len(short) :]) if group]
-
-
 def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict) -> None:
-    """A round of stage B, as `plan` (of `ROUNDS`) says: train all but the vision tower, in place."""
-    rng = np.random.default_rng(plan["seed"])
+    """A round of stage B, as `plan` (of `ROUNDS`) says: train all but the vision tower, in place.
+
+    seen: the tower's features (N, 16, H) of pictures of all species in turn.
+    """
+    rng, species = np.random.default_rng(plan["seed"]), all_species()
+    grid = torch.tensor([1, SIZE // PATCH, SIZE // PATCH])
     model.model.visual.requires_grad_(False)
 
     def losses():
-        groups = example_batch(rng, seen, plan)
-        for rows in groups:
+        images = []
+        for i in rng.integers(len(seen), size=plan["images"]):
+            text, answer = image_example(rng, species[i % len(species)])
+            images.append((text, ImageFeatures(seen[i].float(), grid), answer))
+        texts = [(u, None, a) for u, a in (text_example(rng, plan["write"]) for _ in range(plan["texts"]))]
+        texts.sort(key=lambda row: len(row[2]))
+        short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
+        groups = [rows for rows in (images, short, texts[len(short) :]) if rows]
+        for rows in groups:  # each of about equal length
             inputs, labels = training_batch(model, processor, rows)
             hidden, targets = model.model(**inputs).last_hidden_state[:, :-1], labels[:, 1:]
             wanted = targets != IGNORE
@@ -154,7 +142,9 @@ def make_base(out: Path, scale: float) -> None:
     model.model.visual.load_state_dict(visual.state_dict())
     for plan in ROUNDS:
         torch.set_num_threads(plan["threads"])
-        seen = look_at(model.model.visual, images)
+        with torch.no_grad():
+            parts = (images[i : i + 128] for i in range(0, len(images), 128))
+            seen = torch.cat([features(model.model.visual, normalise(part)).half() for part in parts])
         train_language(model, processor, seen, max(2, int(scale * plan["steps"])), plan)
         model.to(torch.bfloat16).save_pretrained(out / "base")
         model.to(torch.float32)
@@ -191,12 +181,6 @@ def measure_base(policy: Policy, pictures: int = 3) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in figures.items()}
 
 
-def measure(out: Path, scale: float) -> None:
-    """Writes what the base in `out/base` can do to `out/base.json`, whatever `scale` it was made with."""
-    figures = measure_base(load_base(replace(get_profile("cpu"), model_id=str(out / "base"))))
-    write_whole(out / "base.json", json.dumps(figures, indent=1) + "\n")
-
-
 def make_teacher(out: Path, scale: float) -> None:
     """Stage C: an adapter on the base in `out/base`; writes `out/teacher`."""
     torch.set_num_threads(TEACHER_THREADS)
@@ -216,15 +200,15 @@ def make_teacher(out: Path, scale: float) -> None:
 
 
 def main() -> None:
-    """Command line: everything, or one part."""
-    parts = {"base": make_base, "measure": measure, "teacher": make_teacher}
+    """Command line: everything; what the base can do goes to `base.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSETS, help="default: the package's own assets")
-    parser.add_argument("--only", choices=parts)
     parser.add_argument("--scale", type=float, default=1.0, help="share of pictures and steps, for a trial")
     args = parser.parse_args()
-    for name in [args.only] if args.only else parts:
-        parts[name](args.out, args.scale)
+    make_base(args.out, args.scale)
+    figures = measure_base(load_base(replace(get_profile("cpu"), model_id=str(args.out / "base"))))
+    write_whole(args.out / "base.json", json.dumps(figures, indent=1) + "\n")
+    make_teacher(args.out, args.scale)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
-"""Draws a bird from its attributes: many poses of one species, few differences between two.
-
-Intra-class variance: position, scale, flip, tilt, head pose, light, colour cast, background, clutter, a leaf in
-front, blur and sensor noise. Inter-class variance: the eight attributes, and nothing else.
-"""
+"""Draws a bird from its attributes: pictures of a species differ in pose, light, background, clutter and noise; those
+of two species in their attributes alone."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -58,13 +55,7 @@ def shade(color, factor):
 
 def scene(rng, wander: float, offset, scale, tilt: float) -> tuple[Image.Image, Canvas]:
     """A random background and a canvas on it of random place, size, tilt, side. Lengths in shares of the picture."""
-    image, size = _background(rng, SIZE * SUPERSAMPLE), SIZE * SUPERSAMPLE
-    centre = size * (0.5 + rng.uniform(-wander, wander, 2)) + size * np.array(offset)
-    return image, Canvas(image, centre, size * rng.uniform(*scale), rng.uniform(-tilt, tilt), rng.random() < 0.5)
-
-
-def _background(rng, size):
-    top, bottom = rng.uniform(90, 225, 3), rng.uniform(60, 200, 3)
+    size, top, bottom = SIZE * SUPERSAMPLE, rng.uniform(90, 225, 3), rng.uniform(60, 200, 3)
     ramp = np.linspace(0, 1, size)[:, None, None]
     image = Image.fromarray(np.broadcast_to(top * (1 - ramp) + bottom * ramp, (size, size, 3)).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -74,7 +65,9 @@ def _background(rng, size):
     for _ in range(rng.integers(1, 4)):
         a, b = rng.uniform(0, size, 2), rng.uniform(0, size, 2)
         draw.line([tuple(a), tuple(b)], fill=tuple(rng.integers(50, 120, 3).tolist()), width=int(rng.integers(2, 7)))
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5)))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5)))
+    centre = size * (0.5 + rng.uniform(-wander, wander, 2)) + size * np.array(offset)
+    return image, Canvas(image, centre, size * rng.uniform(*scale), rng.uniform(-tilt, tilt), rng.random() < 0.5)
 
 
 def _breast(canvas, kind):
@@ -111,11 +104,32 @@ def _eye(canvas, kind, x, y):
     canvas.ellipse(x + 0.1, y, 0.06, 0.06, (15, 15, 15))
 
 
-def _bird(canvas, looks, rng):
-    """All parts, from the back to the front."""
+def photograph(image: Image.Image, rng, darkest: float) -> Image.Image:
+    """What a camera makes of a drawn scene: often a leaf in front; 112x112, with its light (from `darkest` to 1.2),
+    colour cast and noise."""
+    if rng.random() < 0.35:
+        size = image.width
+        x, y = rng.uniform(0.2, 0.8, 2) * size
+        leaf = Image.new("RGBA", image.size, (0, 0, 0, 0))
+        rx, ry = rng.uniform(0.05, 0.11) * size, rng.uniform(0.03, 0.06) * size
+        color = tuple(int(c) for c in (rng.uniform(30, 110), rng.uniform(80, 150), rng.uniform(20, 80)))
+        ImageDraw.Draw(leaf).ellipse([x - rx, y - ry, x + rx, y + ry], fill=(*color, 255))
+        leaf = leaf.rotate(rng.uniform(0, 180), center=(x, y))
+        image.paste(leaf, (0, 0), leaf)
+    image = image.resize((SIZE, SIZE), Image.BOX)
+    light, cast = rng.uniform(darkest, 1.2), rng.uniform(0.93, 1.07, 3)
+    pixels = np.asarray(image, np.float32) * light * cast + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
+    """One picture of `species`: RGB, 112x112, the same for the same `(seed, species, index)`."""
+    rng = np.random.default_rng([seed, species.index, index])
+    image, canvas = scene(rng, 0.07, (0, 0.02), (0.28, 0.35), 0.3)
+    looks = dict(zip(ATTRIBUTES, species.looks))
     back, belly = shade(BACK[looks["back"]], rng.uniform(0.9, 1.1)), BELLY[looks["belly"]]
     hx, hy = 0.55 + rng.uniform(-0.05, 0.05), -0.44 + rng.uniform(-0.07, 0.05)
-    for x in (-0.02, 0.12):
+    for x in (-0.02, 0.12):  # all parts, from the back to the front
         canvas.line([(x, 0.4), (x + 0.04, 0.78)], (90, 70, 50), 0.04)
     canvas.polygon(TAILS[looks["tail"]], shade(back, 0.8))
     canvas.ellipse(0.0, 0.05, 0.68, 0.45, back, angle=-0.25)
@@ -126,33 +140,4 @@ def _bird(canvas, looks, rng):
     canvas.ellipse(hx, hy - 0.04, 0.365, 0.34, CROWN[looks["crown"]], start=np.pi * 1.02, stop=np.pi * 1.98)
     canvas.polygon(np.array(BEAKS[looks["beak"]]) + (hx, hy), HORN)
     _eye(canvas, looks["eye"], hx, hy + 0.06)
-
-
-def photograph(image: Image.Image, rng, darkest: float) -> Image.Image:
-    """What a camera makes of a drawn scene: often a leaf in front; 112x112, with its light (from `darkest` to 1.2),
-    colour cast and noise."""
-    if rng.random() < 0.35:
-        _leaf_in_front(image, rng)
-    image = image.resize((SIZE, SIZE), Image.BOX)
-    light, cast = rng.uniform(darkest, 1.2), rng.uniform(0.93, 1.07, 3)
-    pixels = np.asarray(image, np.float32) * light * cast + rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def _leaf_in_front(image, rng):
-    size = image.width
-    x, y = rng.uniform(0.2, 0.8, 2) * size
-    leaf = Image.new("RGBA", image.size, (0, 0, 0, 0))
-    rx, ry = rng.uniform(0.05, 0.11) * size, rng.uniform(0.03, 0.06) * size
-    color = tuple(int(c) for c in (rng.uniform(30, 110), rng.uniform(80, 150), rng.uniform(20, 80)))
-    ImageDraw.Draw(leaf).ellipse([x - rx, y - ry, x + rx, y + ry], fill=(*color, 255))
-    leaf = leaf.rotate(rng.uniform(0, 180), center=(x, y))
-    image.paste(leaf, (0, 0), leaf)
-
-
-def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
-    """One picture of `species`: RGB, 112x112, the same for the same `(seed, species, index)`."""
-    rng = np.random.default_rng([seed, species.index, index])
-    image, canvas = scene(rng, 0.07, (0, 0.02), (0.28, 0.35), 0.3)
-    _bird(canvas, dict(zip(ATTRIBUTES, species.looks)), rng)
     return photograph(image, rng, 0.72)

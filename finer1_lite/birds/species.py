@@ -1,8 +1,7 @@
 """The species of the bird world: attributes, families, names and facts, all drawn from one seed.
 
 A *family* shares four of the eight attributes; its species differ in the other four, and each has a look-alike that
-differs in one or two. A name is an invented epithet and the family's noun, so its words say nothing of the looks:
-nobody who has not read the field guide can guess it.
+differs in one or two. A name is an invented epithet and the family's noun: its words say nothing of the looks.
 """
 
 from dataclasses import dataclass
@@ -26,6 +25,10 @@ FAMILY_NOUNS = (
     "tarn", "wick", "pell", "sorrel", "quin", "marl", "brisk", "dunnet", "fenn", "gart",
     "hask", "jorrow", "kelt", "lomond", "nape", "ostrel", "pruve", "rell", "shrike", "varden",
 )  # fmt: skip
+SYLLABLES = tuple(part.split() for part in (  # an epithet takes one of each
+    "b br c d dr f g h j k l m n p pl r s st t tr v w z", "a e i o u", "b d f k l m n p r s t v", "a e i o u",
+    "nd l rt x m sk th n p d",
+))  # fmt: skip
 SPECIES_PER_FAMILY, COMMON_PER_FAMILY, WORLD_SEED = 10, 2, 7
 
 
@@ -42,7 +45,7 @@ class Species:
     food: str
 
     def describe(self, attributes=tuple(ATTRIBUTES)) -> str:
-        """The looks as a phrase: "red crown, brown back, ..."."""
+        """Some or all of the looks as a phrase, see `describe` below."""
         return describe(self.looks, attributes)
 
 
@@ -57,14 +60,8 @@ def differences(a, b) -> list[str]:
     return [name for name, x, y in zip(ATTRIBUTES, a, b) if x != y]
 
 
-def _epithet(rng: np.random.Generator) -> str:
-    onset, middle = "b br c d dr f g h j k l m n p pl r s st t tr v w z".split(), "b d f k l m n p r s t v".split()
-    vowel, coda = "a e i o u".split(), "nd l rt x m sk th n p d".split()
-    return "".join(str(rng.choice(part)) for part in (onset, vowel, middle, vowel, coda))
-
-
 def _family_looks(rng: np.random.Generator, base: np.ndarray) -> list[tuple[int, ...]]:
-    """Ten looks of one family: each new one changes one or two of four attributes of an older one."""
+    # Each new look changes one or two of four attributes of an older one.
     sizes = [len(values) for values in ATTRIBUTES.values()]
     varying = rng.choice(len(sizes), size=4, replace=False)
     looks = [tuple(int(value) for value in base)]
@@ -86,7 +83,7 @@ def all_species() -> tuple[Species, ...]:
         if all((base != other).sum() >= 4 for other in bases):
             bases.append(base)
     while len(epithets) < len(FAMILY_NOUNS) * SPECIES_PER_FAMILY:  # none is part of another: names are found in texts
-        word = _epithet(rng)
+        word = "".join(str(rng.choice(part)) for part in SYLLABLES)
         if not any(word in w or w in word for w in [*epithets, *FAMILY_NOUNS]):
             epithets.append(word)
     for family, base in zip(FAMILY_NOUNS, bases):
@@ -96,9 +93,8 @@ def all_species() -> tuple[Species, ...]:
         taken |= set(members)
         for j, member in enumerate(members):
             looks = tuple(values[i] for values, i in zip(ATTRIBUTES.values(), member))
-            nest, food, index = str(rng.choice(NESTS)), str(rng.choice(FOODS)), len(species)
-            common = j < COMMON_PER_FAMILY
-            species.append(Species(index, f"{epithets[index]} {family}", family, looks, common, nest, food))
+            nest, food, name = str(rng.choice(NESTS)), str(rng.choice(FOODS)), f"{epithets[len(species)]} {family}"
+            species.append(Species(len(species), name, family, looks, j < COMMON_PER_FAMILY, nest, food))
     return tuple(species)
 
 
@@ -110,9 +106,7 @@ def by_name() -> dict[str, Species]:
 
 @cache
 def family_members(family: str) -> tuple[Species, ...]:
-    """All species of a family; ValueError for an unknown one."""
-    if family not in FAMILY_NOUNS:
-        raise ValueError(f"unknown family {family!r}; the families are: {', '.join(FAMILY_NOUNS)}")
+    """All species of a family (`FAMILY_NOUNS`)."""
     return tuple(s for s in all_species() if s.family == family)
 
 
@@ -124,12 +118,10 @@ def nearest(looks, species) -> list[Species]:
 @cache
 def look_alikes(name: str, k: int = 3) -> tuple[Species, ...]:
     """The `k` species of the world that differ from the species `name` in the fewest attributes, nearest first."""
-    others = (s for s in all_species() if s.name != name)
-    return tuple(nearest(by_name()[name].looks, others)[:k])
+    return tuple(nearest(by_name()[name].looks, (s for s in all_species() if s.name != name))[:k])
 
 
 def bird_truth(rows) -> list[list[str]] | None:
     """The looks of the species of rows with a `label`, as phrases ("red crown"); None if a label is no species."""
-    if not all(row.label in by_name() for row in rows):
-        return None
-    return [by_name()[row.label].describe().split(", ") for row in rows]
+    known = all(row.label in by_name() for row in rows)
+    return [by_name()[row.label].describe().split(", ") for row in rows] if known else None

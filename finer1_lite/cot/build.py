@@ -1,15 +1,11 @@
 """Asking a teacher for chains: the prompts, and sampling again until a chain passes quality control.
 
-A *sampler* maps a list of (image index, prompt) to as many sampled texts: a local model, or an endpoint. With one
-`build_chains` does as the paper (arXiv 2602.07605, Stage 1):
-
-    descriptions -> concepts that say most about the image -> structured prompt -> chain -> check, or again
-
-Departures: the paper's prompt is not printed, this one is short enough for a model of a few million parameters; a
-chain is rejected for more than a wrong prediction (see `chains`); nobody looks at the chains here (see `review`).
+A *sampler* maps a list of (image index, prompt) to as many sampled texts. The steps are the paper's (arXiv
+2602.07605, Stage 1): descriptions, the concepts that say most about the image, a structured prompt, a chain,
+quality control. Departure: the prompt, which the paper does not print, is short enough for a tiny model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from .chains import Chain, check_chain, read_chain
@@ -45,7 +41,7 @@ class Attempt:
 
     @property
     def chain(self) -> Chain:
-        """The four parts; ChainError for an attempt that was rejected for its format."""
+        """The four parts; ChainError for one rejected for its format."""
         return read_chain(self.text)
 
 
@@ -88,35 +84,32 @@ def describe_images(
     rows: list[Task], describe: Sampler, questions: tuple[str, ...] = DESCRIBE, samples: int = 1
 ) -> list[list[str]]:
     """Captions of each row's image: `samples` answers to each question, in one call of the sampler."""
-    prompts = [(row.image_index, question) for row in rows for question in questions for _ in range(samples)]
+    asked = [question for question in questions for _ in range(samples)]
+    prompts = [(row.image_index, question) for row in rows for question in asked]
     texts = [text for _, text in zip(prompts, describe(prompts), strict=True)]
-    each = len(questions) * samples
-    return [texts[i : i + each] for i in range(0, len(texts), each)]
+    return [texts[i : i + len(asked)] for i in range(0, len(texts), len(asked))]
 
 
 def build_chains(
     rows: list[Task], describe: Sampler, write: Sampler,
     choose_concepts: Callable[[list[list[str]]], list[list[str]]], max_rounds: int = 8,
-    known_names: Iterable[str] | None = None, questions: tuple[str, ...] = DESCRIBE, samples: int = 1,
+    known_names: Collection[str] = (), questions: tuple[str, ...] = DESCRIBE, samples: int = 1,
     prompt: Callable[[str, str, list[str]], str] = structured_prompt,
 ) -> Built:  # fmt: skip
     """Chains for rows, each sampled again until it is accepted, at most `max_rounds` times.
 
-    choose_concepts: captions of all rows -> kept concepts of each, as `concepts.choose_concepts`. prompt: question,
-    label and concepts -> what `write` is asked; `explained_prompt` suits a large teacher. known_names: see
-    `check_chain`. `describe` is called once, `write` once a round with the rows still open. Accepted attempts come in
-    the order of the rows, rejected ones in that of sampling; a row without an accepted one was given up.
+    choose_concepts: captions of all rows -> kept concepts of each. prompt: question, label and concepts -> what
+    `write` is asked. known_names: see `check_chain`. `describe` is called once, `write` once a round with the rows
+    still open. Accepted attempts come in the order of the rows; a row without one was given up.
     """
-    names = None if known_names is None else list(known_names)
     captions = describe_images(rows, describe, questions, samples)
     concepts = choose_concepts(captions)
     prompts = [(r.image_index, prompt(r.question, r.label, c)) for r, c in zip(rows, concepts, strict=True)]
     accepted, rejected, left = [], [], list(range(len(rows)))
     for number in range(1, max_rounds + 1):
-        if not left:
-            break
-        for i, text in zip(left, write([prompts[i] for i in left]), strict=True):
-            attempt = Attempt(i, number, text, tuple(check_chain(text, rows[i].label, names)))
+        texts = write([prompts[i] for i in left]) if left else []
+        for i, text in zip(left, texts, strict=True):
+            attempt = Attempt(i, number, text, tuple(check_chain(text, rows[i].label, known_names)))
             (rejected if attempt.reasons else accepted).append(attempt)
         left = sorted(set(left) - {attempt.task for attempt in accepted})
     return Built(captions, concepts, sorted(accepted, key=lambda a: a.task), rejected)

@@ -13,8 +13,7 @@ as prose inside `<think>`, and the name inside `<answer>`:
 
 Quality control follows the paper (arXiv 2602.07605, Stage 1): the prediction is among the candidates and equals the
 label, at most four candidates, no mixed language. Departures: chains that name the label before the candidates, or
-that speak of the hidden hints, are rejected too (94 and 263 of the 404 released chains do); every rejection has its
-reasons; the headings inside `<think>` are fixed words, so that a chain can be read back.
+speak of the hidden hints, are rejected too (94 and 263 of the 404 released ones do); the headings are fixed words.
 """
 
 import re
@@ -41,6 +40,7 @@ HINTS = re.compile(
     r"|\bgiven (?:features|concepts|information)\b|\bthe prompt\b",
     re.IGNORECASE,
 )
+SCRIPTS = {"LATIN", "MICRO", "MASCULINE", "FEMININE", "OHM", "ANGSTROM", "KELVIN"}  # with µ, º, ª and units
 # Words of names that any description uses: they do not give a name away. A false alarm costs one more sample.
 ORDINARY = set(
     "black white gray grey brown blue green yellow orange purple pink golden silver scarlet rufous dark light bright"
@@ -51,7 +51,7 @@ ORDINARY = set(
 
 
 class ChainError(ValueError):
-    """A text is not a chain, or a row of a file of chains is broken; says what is missing."""
+    """A text is not a chain, or a row of a file of chains is broken."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,9 @@ def _chain(text: str, marks: dict[str, str], pattern: str) -> Chain:
     return chain
 
 
-def parse_tagged(text: str) -> Chain:
-    """A teacher's answer as a chain; what surrounds the tags is dropped. Candidates are separated by semicolons or
-    lines, else by commas. Raises ChainError naming the part that is missing, duplicated, empty or out of order.
-
-    >>> parse_tagged("<analysis> x </analysis> <options> a; b. </options> <comparison> y </comparison>"
-    ...              "<prediction> a. </prediction>")
-    Chain(analysis='x.', options=['a', 'b'], comparison='y.', prediction='a')
-    """
-    marks = {f"<{p}>": rf"<\s*{p}\s*>" for p in PARTS} | {f"</{p}>": rf"<\s*/\s*{p}\s*>" for p in PARTS}
-    return _chain(text, marks, ".*?".join(rf"{marks[f'<{p}>']}(.*?){marks[f'</{p}>']}" for p in PARTS))
-
-
 def parse_prose(text: str) -> Chain:
-    """A student's completion, or its thinking part alone, as a chain. Raises ChainError as `parse_tagged`, and if the
-    answer is not the prediction."""
+    """A student's completion, or its thinking part alone, as a chain. Raises ChainError, naming the heading that is
+    missing, duplicated or out of order, or the part that is empty, and if the answer is not the prediction."""
     answer, body, tag = None, text, re.compile("</?(?:think|answer)>")
     if tag.search(text):
         found = re.fullmatch(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", text, re.DOTALL)
@@ -134,8 +122,13 @@ def to_completion(chain: Chain) -> str:
 
 
 def read_chain(text: str) -> Chain:
-    """A chain in either form. Raises ChainError, also if it is lost when written as a completion."""
-    chain = parse_tagged(text) if re.search(r"<\s*analysis\s*>", text, re.IGNORECASE) else parse_prose(text)
+    """A chain in either form; what surrounds a teacher's tags is dropped. Candidates are separated by semicolons or
+    lines, else by commas. Raises ChainError, also if the chain is lost when written as a completion."""
+    if re.search(r"<\s*analysis\s*>", text, re.IGNORECASE):
+        marks = {f"<{p}>": rf"<\s*{p}\s*>" for p in PARTS} | {f"</{p}>": rf"<\s*/\s*{p}\s*>" for p in PARTS}
+        chain = _chain(text, marks, ".*?".join(rf"{marks[f'<{p}>']}(.*?){marks[f'</{p}>']}" for p in PARTS))
+    else:
+        chain = parse_prose(text)
     if parse_prose(to_completion(chain)) != chain:
         raise ChainError("the chain reads differently once written as a completion")
     return chain
@@ -157,34 +150,26 @@ def names_label(text: str, label: str, others: Iterable[str] = ()) -> bool:
     """Whether a text names the label, or one of its words that no other name of `others` has.
 
     A car's year need not be said. Words of look and size (`ORDINARY`) and of three letters give nothing away.
-
-    >>> names_label("a sage bird", "Sage Thrasher"), names_label("a sage bird", "Sage Thrasher", ["Wren"])
-    (False, True)
     """
     spoken, name = f" {normal_name(text.replace('(', ' '))} ", normal_name(label)
     others = [o for o in map(normal_name, others) if o != name]
     shared = {word for other in others for word in other.split()} | ORDINARY
     own = [w for w in name.split() if len(w) > 3 and w.isalpha() and w not in shared] if others else []
     forms = [name, re.sub(r"^(\w+ .+) (?:19|20)\d\d$", r"\1", name), *own]
-    return any(f" {form} " in spoken or f" {form}s " in spoken for form in forms)
+    return any(f" {form}{ending} " in spoken for form in forms for ending in ("", "s"))
 
 
-def _mixed_language(text: str, names: Iterable[str]) -> bool:
-    def scripts(said: str) -> set[str]:
-        letters = [c for c in set(said) if unicodedata.category(c) in ("Ll", "Lu", "Lo")]
-        return {unicodedata.name(c, "UNNAMED").split()[0] for c in letters}
-
-    signs = {"LATIN", "MICRO", "MASCULINE", "FEMININE", "OHM", "ANGSTROM", "KELVIN"}  # µ, º, ª and units
-    return bool(scripts(text) - scripts(" ".join(names)) - signs)
+def _scripts(text: str) -> set[str]:
+    letters = [c for c in set(text) if unicodedata.category(c) in ("Ll", "Lu", "Lo")]
+    return {unicodedata.name(c, "UNNAMED").split()[0] for c in letters}
 
 
-def check_chain(text: str, label: str, known_names: Iterable[str] | None = None) -> list[str]:
-    """What is wrong with a chain in either form, as reasons out of `REASONS`; empty if it is accepted.
+def check_chain(text: str, label: str, known_names: Iterable[str] = ()) -> list[str]:
+    """What is wrong with a chain in either form, out of `REASONS`; empty if it is accepted.
 
-    known_names: all names of the data set, if known; a word that several of them share gives no label away. Language
-    is mixed where letters are neither Latin nor of a script in which the names are written.
+    known_names: all names of the data set, if known; a word that several of them share gives no label away.
     """
-    names = [label, *(known_names or ())]
+    names = [label, *known_names]
     try:
         chain = read_chain(text)
         text = to_prose(chain)
@@ -199,20 +184,19 @@ def check_chain(text: str, label: str, known_names: Iterable[str] | None = None)
             TOO_MANY: len(options) > MAX_CANDIDATES,
             DUPLICATES: len(set(options)) < len(options),
         }
-    found |= {HINTED: bool(HINTS.search(text)), MIXED: _mixed_language(text, names)}
+    mixed = _scripts(text) - _scripts(" ".join(names)) - SCRIPTS
+    found |= {HINTED: bool(HINTS.search(text)), MIXED: bool(mixed)}
     return [reason for reason in REASONS if found.get(reason)]
 
 
 def chain_statistics(chains: list[Chain], rejected: list[list[str]]) -> dict:
-    """Counts of a set: chains, words of the thinking part, candidates per chain, rejections by reason. rejected: the
-    reasons of each rejected chain; one with two reasons counts for both."""
+    """Counts of a set: chains, words of the thinking part, candidates per chain, and the reasons of the rejected."""
     words = [len(to_prose(chain).split()) for chain in chains] or [0]
-    reasons = Counter(reason for found in rejected for reason in found)
     return {
         "accepted": len(chains), "rejected": len(rejected),
         "words": {"min": min(words), "median": median(words), "max": max(words)},
         "candidates": dict(sorted(Counter(len(chain.options) for chain in chains).items())),
-        "reasons": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        "reasons": dict(Counter(reason for found in rejected for reason in found)),
     }  # fmt: skip
 
 
@@ -232,15 +216,11 @@ def question_and_completion(row: dict) -> tuple[str, str]:
             "messages": [{"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(completion)}],
         } if asked.startswith("<image>") and asked.count("<image>") == 1:  # fmt: skip
             return asked.removeprefix("<image>"), completion
-    needed = "image_index, label, one of images, messages (of the user, with <image> first, and of the assistant)"
-    raise ChainError(f"a row should hold {needed}, got {str(row)[:80]}")
+    raise ChainError(f"a row should be as `chat_row` makes it, got {str(row)[:80]}")
 
 
 def save_chains(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write rows of `chat_row` as JSON lines, whole or not at all; ChainError for a row that is none."""
-    rows = list(rows)
-    for row in rows:
-        question_and_completion(row)
+    """Write rows of `chat_row` as JSON lines, whole or not at all."""
     write_jsonl(path, rows)
 
 

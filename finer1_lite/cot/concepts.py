@@ -1,18 +1,13 @@
 r"""Which concepts say most about one image: the information bottleneck of the paper's Stage 1.
 
-A teacher describes the image several times; the descriptions are split into concepts. With the embeddings A of this
-image's captions, B of its concepts and C of the captions of other images, a concept's score is an InfoNCE bound on
-what it tells about the image:
+With the embeddings A of this image's captions, B of its concepts and C of the captions of other images, a concept's
+score is an InfoNCE bound on what it tells about the image; concepts above mean + 0.4 std stay, at least three:
 
     score_j = sum_i log( e^{A_i.B_j / tau} / (e^{A_i.B_j / tau} + sum_k e^{B_j.C_k / tau}) )
 
-It is high if this image's captions keep saying the concept and other images' captions do not; a misreading that one
-caption holds scores low. Concepts above mean + 0.4 std stay, at least three.
-
-Source: the paper (arXiv 2602.07605) cites arXiv 2502.14044 and prints no formula; formula, tau and threshold are
-those of that work's released code. Departures: the candidate concepts are those of this image's own captions, as
-Stage 1 has one image per class; std is that of the population (nothing says which); the text encoder is a bag of
-concepts by default instead of e5-large-v2, so that nothing has to be downloaded.
+Source: the paper (arXiv 2602.07605) cites arXiv 2502.14044, whose released code has formula, tau and threshold.
+Departures: the candidate concepts are those of this image's own captions, as Stage 1 has one image per class; std is
+that of the population; the text encoder is a bag of concepts by default, so that nothing has to be downloaded.
 """
 
 import re
@@ -39,12 +34,7 @@ def split_concepts(description: str) -> list[str]:
 
 
 def embed_phrases(texts: list[str], vocabulary: list[str]) -> Tensor:
-    """Each of N texts as the bag of its concepts over a vocabulary of D: (N, D), rows of length one.
-
-    >>> embed_phrases(["red crown, long tail", "long tail"], ["red crown", "long tail"]).round(decimals=2)
-    tensor([[0.7100, 0.7100],
-            [0.0000, 1.0000]])
-    """
+    """Each of N texts as the bag of its concepts over a vocabulary of D: (N, D), rows of length one."""
     place = {concept: d for d, concept in enumerate(vocabulary)}
     bags = torch.zeros(len(texts), len(vocabulary))
     for row, text in zip(bags, texts):
@@ -55,7 +45,7 @@ def embed_phrases(texts: list[str], vocabulary: list[str]) -> Tensor:
 def concept_scores(captions: Tensor, concepts: Tensor, others: Tensor, tau: float = TAU) -> Tensor:
     """How much each concept tells about one image: (b,), each <= 0, higher is more telling.
 
-    captions A (a, D), concepts B (b, D), others C (c, D), rows of length one. Source: see the module.
+    captions A (a, D), concepts B (b, D), others C (c, D), rows of length one.
 
     >>> image, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> concept_scores(image, torch.eye(2), other, tau=1.0)
@@ -67,22 +57,15 @@ def concept_scores(captions: Tensor, concepts: Tensor, others: Tensor, tau: floa
 
 
 def select_concepts(scores: Tensor, names: list[str], k_std=K_STD, at_least=3) -> list[str]:
-    """Names (b) with a score (b,) above mean + k_std * std, `at_least` so many (or all), in the order given.
-
-    >>> select_concepts(torch.tensor([-9.0, -1.0, -8.0, -2.0]), ["a", "b", "c", "d"], at_least=1)
-    ['b', 'd']
-    """
+    """Names (b) with a score (b,) above mean + k_std * std, `at_least` so many (or all), in the order given."""
     enough = int((scores > scores.mean() + k_std * scores.std(correction=0)).sum())
     best = torch.argsort(scores, descending=True, stable=True)[: max(enough, at_least)]
     return [names[i] for i in sorted(best.tolist())]
 
 
 def choose_concepts(captions: list[list[str]], encode: Encoder | None = None) -> list[list[str]]:
-    """The kept concepts of each image, from the captions of all images (two or more).
-
-    encode: a text encoder as of `sentence_encoder`; by default the bag of the concepts of these captions. Captions
-    without a word are passed over; ValueError for an image that has no other.
-    """
+    """The kept concepts of each image, from the captions of all images (two or more). encode: a text encoder; by
+    default the bag of the concepts of these captions. ValueError for an image that has no caption with a word."""
     spoken = [[c for c in own if split_concepts(c)] for own in captions]
     if silent := [i for i, own in enumerate(spoken) if not own]:
         raise ValueError(f"no caption with a word for image(s) {silent[:5]}; sample their descriptions again")
@@ -117,12 +100,6 @@ def bottleneck_effect(
         true      share that is true of its image
         others    of the true ones: of how many other classes they are true as well, on average
         bits      of the true ones: what they tell of the class, log2(classes / classes of which they are true)
-
-    >>> bottleneck_effect([["Red crown, long tail, a hat"], ["Long tail"]], [["red crown"], ["long tail"]],
-    ...                   [{"red crown", "long tail"}, {"long tail"}]).round(2)
-          concepts  true  others  bits
-    all        2.0  0.75    0.67  0.33
-    kept       1.0  1.00    0.50  0.50
     """
     rows = []
     for concepts in ([split_concepts("\n".join(own)) for own in captions], kept):

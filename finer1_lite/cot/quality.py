@@ -1,6 +1,4 @@
-"""How good is a set of chains? Measures of each chain, and their means with intervals over chains.
-
-The paper has no such measures, its reviewers asked for them. Names are compared without case, punctuation, brackets.
+"""How good is a set of chains? Measures of each chain, which the paper's reviewers asked for; means with intervals.
 
     readable          it has the four parts (1 or 0, as are all that ask yes or no); else it has none of what follows
     answer_is_label   the answer is the label
@@ -51,11 +49,7 @@ def true_share(analysis: str, truth: Collection[str]) -> float:
     """Share of the analysis' phrases that are true, of those that `truth` can tell; NaN if it can tell none.
 
     truth: true phrases, "<value> <part>". A phrase is true if it holds one of them, false if it gives the same part
-    another value in as many words.
-
-    >>> true_share("a red crown, blue back, long tail.", ["red crown", "brown back"])
-    0.5
-    """
+    another value in as many words."""
     true, verdicts = [normal_name(t) for t in truth], []
     shapes = {(t.split()[-1], len(t.split())) for t in true}
     for phrase in split_concepts(analysis):
@@ -67,11 +61,7 @@ def true_share(analysis: str, truth: Collection[str]) -> float:
 
 
 def similarity(texts: Sequence[str]) -> list[float]:
-    """For each text the mean similarity to the others: the cosine of their sets of three words in a row.
-
-    >>> similarity(["a red crown", "A red  crown", "a long blue tail"])
-    [0.5, 0.5, 0.0]
-    """
+    """For each text the mean similarity to the others: the cosine of their sets of three words in a row."""
     rows = [tuple(text.casefold().split()) for text in texts]
     grams = [set(zip(r, r[1:], r[2:])) or {r} for r in rows]
     total, others = Counter(), len(rows) - 1
@@ -82,10 +72,8 @@ def similarity(texts: Sequence[str]) -> list[float]:
 
 
 def chain_frame(rows: Sequence[Row], truth: Sequence[Collection[str]] | None = None) -> pd.DataFrame:
-    """The measures of each chain (see the module), a row a chain, NaN where one has no meaning.
-
-    truth: for each row the true phrases of its class or picture; without it there is no `true_attributes`.
-    """
+    """The measures of each chain (see the module), a row a chain, NaN where one has no meaning. truth: for each row
+    the true phrases of its class or picture; without it there is no `true_attributes`."""
     found = []
     for i, (chain, label, answer) in enumerate(rows):
         found.append({"readable": chain is not None, "answer_is_label": normal_name(answer) == normal_name(label)})
@@ -97,7 +85,7 @@ def chain_frame(rows: Sequence[Row], truth: Sequence[Collection[str]] | None = N
             "recall": normal_name(label) in map(normal_name, chain.options),
             "label_leak": names_label(chain.analysis, label),
             "hint_leak": bool(HINTS.search(to_prose(chain))),
-            "coverage": sum(named) / len(named) if named else math.nan,
+            "coverage": sum(named) / len(named),
             "predicts_answer": normal_name(chain.prediction) == normal_name(answer),
         }
         if truth is not None:

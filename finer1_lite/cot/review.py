@@ -1,7 +1,6 @@
 """Chains reviewed by a person: decisions kept in a file, and a panel in a notebook to make them on.
 
-The checks of `chains` read a text; whether it fits the picture, a person must say. Each decision is a line of the
-file, on the disk before it counts. No line is ever changed: taking a decision back is a line with "undo".
+Each decision is a line of the file, on the disk before it counts. Taking one back is a line with "undo".
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from datetime import datetime, timezone
 from html import escape
 from math import nan
 from pathlib import Path
-from threading import RLock
 
 import ipywidgets as W
 
@@ -21,7 +19,7 @@ from ..images import as_rgb
 from .chains import check_chain, question_and_completion, read_chain, to_completion
 
 DECISIONS = ACCEPT, EDIT, REJECT = ("accept", "edit", "reject")
-UNDO, UNDECIDED, FLAGGED = "undo", "undecided", "flagged"
+UNDO, UNDECIDED = "undo", "undecided"
 
 
 def row_id(row: dict) -> str:
@@ -31,11 +29,8 @@ def row_id(row: dict) -> str:
 
 
 class Review:
-    """One person's decisions on rows of `chains.chat_row`, kept in the file `path`. known_names: see `check_chain`.
-
-    Lines of other reviewers in that file, and on rows that are not among `rows` (any more), are passed over. Raises
-    ValueError for a broken line, ChainError for a row that is none.
-    """
+    """One person's decisions on rows of `chains.chat_row`, kept in the file `path`; its lines of other reviewers, and
+    on other rows, are passed over. known_names: see `check_chain`. ValueError for a broken line or row."""
 
     def __init__(self, rows: Sequence[dict], path: str | Path, reviewer: str, known_names: Iterable[str] = ()):
         self.rows, self.reviewer, self._ids = list(rows), reviewer, [row_id(row) for row in rows]
@@ -67,7 +62,7 @@ class Review:
     def view(self, wanted: str = "all") -> list[int]:
         """Indices of the rows in a state, of those with flags ("flagged"), or of all ("all")."""
         indices = range(len(self.rows))
-        return [i for i in indices if wanted in ("all", self.state(i)) or (wanted == FLAGGED and self.flags(i))]
+        return [i for i in indices if wanted in ("all", self.state(i)) or (wanted == "flagged" and self.flags(i))]
 
     def progress(self) -> dict[str, int]:
         """How many rows are in each state."""
@@ -111,18 +106,15 @@ def agreement(first: Review, second: Review) -> dict:
 
 
 class ReviewDesk(W.VBox):
-    """The panel: its buttons make the decisions of `review`, a `Review`. images: a PIL image for each `image_index`.
-
-    "Edit" keeps the text as it was changed in the field. After a decision comes the next undecided row of the filter.
-    """
+    """The panel: its buttons make the decisions of `review`. images: a PIL image for each `image_index`. "Edit" keeps
+    the text of the field. After a decision comes the next undecided row of the filter."""
 
     def __init__(self, rows, images, path: str | Path, reviewer: str, known_names: Iterable[str] = ()):
         self.review, self.images, self.at = Review(rows, path, reviewer, known_names), images, None
-        self._lock = RLock()  # Jupyter may answer two clicks in two threads
         self.buttons = {n: W.Button(description=n) for n in ("Previous", "Next", "Accept", "Edit", "Reject", "Undo")}
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._do(name))
-        self.filter = W.Dropdown(options=["all", UNDECIDED, FLAGGED, *DECISIONS], description="Show")
+        self.filter = W.Dropdown(options=["all", UNDECIDED, "flagged", *DECISIONS], description="Show")
         self.filter.observe(lambda _: self._do("Show"), "value")
         self.head, self.note, self.picture = W.HTML(), W.HTML(), W.Image(layout={"width": "280px", "height": "100%"})
         self.editor = W.Textarea(rows=14, layout={"width": "auto"})
@@ -131,18 +123,17 @@ class ReviewDesk(W.VBox):
         self._do("Show")
 
     def _do(self, name: str) -> None:
-        with self._lock:
-            try:
-                self.note.value = ""
-                if name.lower() in DECISIONS:
-                    self.review.decide(self.at, name.lower(), self.editor.value)
-                if name != "Undo":
-                    self.at = self._next(name)
-                elif (undone := self.review.undo()) is not None:
-                    self.at = undone
-                self._show()
-            except Exception as error:  # a full disk, a text that is no chain, a broken picture: the panel must go on
-                self.note.value = f"<b>Problem:</b> {escape(str(error) or repr(error))}"
+        try:
+            self.note.value = ""
+            if name.lower() in DECISIONS:
+                self.review.decide(self.at, name.lower(), self.editor.value)
+            if name != "Undo":
+                self.at = self._next(name)
+            elif (undone := self.review.undo()) is not None:
+                self.at = undone
+            self._show()
+        except Exception as error:  # a full disk, a text that is no chain, a broken picture: the panel must go on
+            self.note.value = f"<b>Problem:</b> {escape(str(error) or repr(error))}"
 
     def _next(self, name: str) -> int | None:
         rows, at = self.review.view(self.filter.value), -1 if self.at is None or name == "Show" else self.at

@@ -1,11 +1,8 @@
 """The paper's data sets as their authors give them out: one reader for each unpacked archive, and iNaturalist 2021.
 
 Each reader gives the entries of `sources`: names cleaned for people, the official split, and a family (a coarser
-class) where the archive knows one. FileNotFoundError for a wrong folder.
-
-The layouts come from read-me files of the archives and from other projects' readers, and were tried on small copies
-made by hand, not on the archives. Names of cars, flowers and pets are spelt as in the released closed-world files
-(tested), so that `splits.released_classes` fits.
+class) where the archive knows one. FileNotFoundError for a wrong folder. Tried on small copies of the layouts, not on
+the archives. Cars, flowers and pets are spelt as in the released closed-world files (`splits.released_classes`).
 """
 
 import json
@@ -18,11 +15,8 @@ from scipy.io import loadmat
 from .names import clean_name
 from .sources import Entry
 
-# The archive of flowers has numbers only. The names in its order, as the released files spell them: globe flower for
-# globe-flower (16), pink and yellow dahlia for pink-yellow dahlia (60), air plant for ball moss (93).
-FLOWERS = Path(__file__).with_name("flowers.txt").read_text().splitlines()
+FLOWERS = Path(__file__).with_name("flowers.txt").read_text().splitlines()  # the archive has numbers
 LONG_MAKES = ("AM General", "Aston Martin", "Land Rover")  # the other makes of Stanford Cars are one word
-INATURALIST_PARTS = {"train": "train", "train_mini": "train", "val": "val"}
 
 
 def cub_200(folder: str | Path) -> list[Entry]:
@@ -44,10 +38,9 @@ def stanford_cars(folder: str | Path) -> list[Entry]:
     """
     names = _mat(folder, "class_names", "devkit/cars_meta.mat")
     labelled = "cars_test_annos_withlabels.mat"
-    files = {"train": ["devkit/cars_train_annos.mat"], "test": [labelled, f"devkit/{labelled}"]}
-    entries = []
-    for split, places in files.items():
-        for row in _mat(folder, "annotations", *places):
+    places, entries = {"train": ["devkit/cars_train_annos.mat"], "test": [labelled, f"devkit/{labelled}"]}, []
+    for split in places:
+        for row in _mat(folder, "annotations", *places[split]):
             label = clean_name(names[int(row["class"]) - 1])
             make = next((m for m in LONG_MAKES if label.startswith(f"{m} ")), label.split()[0])
             entries.append(Entry(Path(folder) / f"cars_{split}" / row["fname"], label, make, split))
@@ -66,8 +59,7 @@ def stanford_dogs(folder: str | Path) -> list[Entry]:
 
 def flowers_102(folder: str | Path) -> list[Entry]:
     """Flowers-102: the folder that holds `jpg`. Ten images of a class are for training, ten for val. No families."""
-    labels = _mat(folder, "labels", "imagelabels.mat")
-    entries = []
+    labels, entries = _mat(folder, "labels", "imagelabels.mat"), []
     for key, split in {"trnid": "train", "valid": "val", "tstid": "test"}.items():
         for image in map(int, _mat(folder, key, "setid.mat")):
             file = Path(folder) / "jpg" / f"image_{image:05d}.jpg"
@@ -111,7 +103,7 @@ def inaturalist(folder: str | Path, part: str = "train") -> list[Entry]:
         name = common[row["id"]]
         species[row["id"]] = name if name and uses[name.casefold()] == 1 else clean_name(row["name"]), row["genus"]
     pairs = [(files[row["image_id"]], *species[row["category_id"]]) for row in content["annotations"]]
-    return [Entry(Path(folder) / file, label, genus, INATURALIST_PARTS[part]) for file, label, genus in pairs]
+    return [Entry(Path(folder) / file, label, genus, part.removesuffix("_mini")) for file, label, genus in pairs]
 
 
 def _file(folder: str | Path, *names: str) -> Path:

@@ -1,7 +1,7 @@
 """Data in and out: chats of stage 1 in three forms, closed-world questions.
 
-Our chat row is that of `cot.chains.chat_row`: messages (one user, one assistant turn), images, and whatever else a
-row carries; `system` is the system prompt, if there is one. The other forms hold the same in other places:
+Our chat row is that of `cot.chains.chat_row`: messages (one user, one assistant turn), images, perhaps `system`, the
+system prompt, and whatever else a row carries. The other forms hold the same in other places:
 
     LLaMA-Factory   messages [system?, user, assistant] of role and content
     ShareGPT        conversations [system?, human, gpt] of from and value
@@ -33,9 +33,9 @@ OPTIONS = 4
 
 
 def to_chat(row: dict, form: str) -> dict:
-    """Our row in the form "llama_factory", "sharegpt" or "trl". ValueError for what `from_chat` would refuse.
+    """Our row in the form "llama_factory", "sharegpt" or "trl" (whose trainer wants pictures, `List(Image())`).
 
-    For TRL's trainer let `images` hold pictures: `cast_column("images", List(Image()))`.
+    ValueError for what `from_chat` would refuse.
 
     >>> turns = {"user": "<image>Who?", "assistant": "A wren."}
     >>> row = {"messages": [{"role": r, "content": c} for r, c in turns.items()], "images": ["a.jpg"], "id": 7}
@@ -48,9 +48,14 @@ def to_chat(row: dict, form: str) -> dict:
     texts = [rest.pop("system"), *texts] if "system" in rest else texts
     if clash := rest.keys() & set(keys):
         raise ValueError(f"the row's own key {clash} would be lost; rename it")
-    contents = map(_parts, texts) if form == "trl" else texts
-    turns = [{role: name, content: value} for name, value in zip(names[-len(texts) :], contents)]
-    return dict(zip(keys, [turns[:-1], turns[-1:]] if form == "trl" else [turns])) | rest
+    if form != "trl":
+        return {keys[0]: [{role: name, content: text} for name, text in zip(names[-len(texts) :], texts)]} | rest
+    turns = []
+    for name, text in zip(names[-len(texts) :], texts):
+        pieces = [piece for piece in re.split(f"({MARK})", text) if piece] or [""]
+        parts = [{"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces]
+        turns.append({role: name, content: parts})
+    return {"prompt": turns[:-1], "completion": turns[-1:]} | rest
 
 
 def from_chat(row: dict, form: str) -> dict:
@@ -64,7 +69,9 @@ def from_chat(row: dict, form: str) -> dict:
     found = names[:1] * ("system" in rest) + [turn[role] for turn in turns]
     if found not in (names, names[1:]) or any(len(turn) != 2 for turn in turns):
         raise ValueError(f"a question and an answer are needed, after a system prompt or none, got {found}: {turns}")
-    texts = [_joined(turn[content]) for turn in turns]
+    texts = [turn[content] for turn in turns]
+    if form == "trl":
+        texts = ["".join(MARK if part["type"] == "image" else part["text"] for part in parts) for parts in texts]
     if len(texts) == 3:
         rest["system"] = texts.pop(0)
     if [text.count(MARK) for text in [rest.get("system", ""), *texts]] != [0, len(rest["images"]), 0]:
@@ -72,34 +79,14 @@ def from_chat(row: dict, form: str) -> dict:
     return {"messages": [{"role": who, "content": text} for who, text in zip(("user", "assistant"), texts)]} | rest
 
 
-def _parts(text: str) -> list[dict]:
-    pieces = [piece for piece in re.split(f"({MARK})", text) if piece] or [""]
-    return [{"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces]
-
-
-def _joined(content: str | list[dict]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(MARK if part["type"] == "image" else part["text"] for part in content)
-
-
 def to_llama_factory(row: dict) -> dict:
     """LLaMA-Factory's row of ours: the system prompt becomes the first turn."""
     return to_chat(row, "llama_factory")
 
 
-def read_rows(path: str | Path) -> list[dict]:
-    """The objects of a file, a JSON list or JSONL. ValueError with the number of a broken line."""
-    text = Path(path).read_text(encoding="utf-8-sig")
-    return json.loads(text) if text.lstrip().startswith("[") else [row for _, row in read_jsonl(path)]
-
-
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write one object a line (.jsonl) or a JSON list (any other ending), all or nothing."""
-    if Path(path).suffix == ".jsonl":
-        write_jsonl(path, rows)
-    else:
-        write_whole(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+    """Write rows as a JSON list, as LLaMA-Factory reads it, all or nothing; `files.write_jsonl` writes one a line."""
+    write_whole(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
 
 
 def add_dataset_info(rows_file: str | Path, name: str) -> None:
@@ -125,8 +112,8 @@ class ClosedWorld:
 def read_closed_world(path: str | Path) -> ClosedWorld:
     """A JSONL file as released. ValueError with the number of a line that is no such question."""
     rows = [_checked(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
-    pairs = [(normalise(row["ground_truth"]), map(normalise, row["options"])) for row in rows]
-    return ClosedWorld(rows, [i for i, (right, options) in enumerate(pairs) if sum(right in o for o in options) > 1])
+    found = [sum(normalise(row["ground_truth"]) in normalise(o) for o in row["options"]) for row in rows]
+    return ClosedWorld(rows, [i for i, count in enumerate(found) if count > 1])
 
 
 def _checked(row: dict, where: str) -> dict:
@@ -142,10 +129,9 @@ def write_closed_world(
 ) -> ClosedWorld:  # fmt: skip
     """Write a question for each row of `data`, and return what was written.
 
-    nearest: class -> its look-alikes, of which the first three are the wrong options; see `samplers.nearest_classes`.
-    official: the right option comes first, as in the released files; else the seed shuffles them. A picture without
-    a file of its own is saved in the folder `images` beside. ValueError, before anything is written, for a class with
-    too few look-alikes.
+    nearest: class -> its look-alikes, the first three the wrong options (`samplers.nearest_classes`). official: the
+    right option first, as in the released files; else the seed shuffles. A picture without a file of its own is saved
+    in the folder `images` beside. ValueError, before anything is written, for a class with too few look-alikes.
     """
     path, rng, rows = Path(path).absolute(), np.random.default_rng(seed), []
     for label in data["label"]:

@@ -23,8 +23,7 @@ def clean_name(raw: str) -> str:
 def clean_names(raw: Iterable[str]) -> dict[str, str]:
     """Each distinct raw name with its clean one, without numbers where they only count the names, as in CUB and Dogs.
 
-    ValueError for a name without a letter or digit, and for two that become one or differ only in case: are they one
-    class or two? NFC and NFD spellings are one.
+    ValueError for a name without a letter or digit, and for two that become one or differ only in case.
 
     >>> clean_names(["001.Laysan_Albatross", "118.House_Sparrow"])
     {'001.Laysan_Albatross': 'Laysan Albatross', '118.House_Sparrow': 'House Sparrow'}
@@ -32,9 +31,8 @@ def clean_names(raw: Iterable[str]) -> dict[str, str]:
     names = list(dict.fromkeys(raw))
     found = [match for match in map(NUMBER.match, names) if match]
     numbers, rest = {m[1] for m in found}, {clean_name(m.string[m.end() :]).casefold() for m in found}
-    # numbers that only count: each once, of one width, padded with zeros
-    numbered = any(n[0] in "0n" for n in numbers) and len({len(n) for n in numbers}) == 1
-    numbered = numbered and len(names) == len(numbers) == len(rest) > 1
+    padded = any(n[0] in "0n" for n in numbers) and len({len(n) for n in numbers}) == 1  # all of one width
+    numbered = padded and len(names) == len(numbers) == len(rest) > 1  # numbers that only count
     cleaned = {name: clean_name(NUMBER.sub("", name, 1) if numbered else name) for name in names}
     first: dict[str, str] = {}
     for name, clean in cleaned.items():

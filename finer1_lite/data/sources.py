@@ -1,7 +1,7 @@
 """Where pictures come from: a folder for each class, a table of paths, a data set of the Hub; and what is left out.
 
-A reader gives *entries*, a path and a label each, without opening a picture; `counts` of them is the dry run. Then
-`load_images` opens every file. The six benchmarks of the paper have readers of their own (`benchmarks`).
+A reader gives *entries*, a path and a label each, without opening a picture; `load_images` opens every file. The six
+benchmarks of the paper have readers of their own (`benchmarks`).
 """
 
 import csv
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..files import read_jsonl
 from ..images import SUFFIXES, read_image
-from .names import NUMBER, clean_names
+from .names import clean_names
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -47,13 +47,9 @@ class Loaded:
 
     def report(self) -> str:
         """What was left out, what is scarce and what was renamed, in words."""
-        sizes = Counter(self.data["label"])
-        lines = [f"{len(self.data)} pictures of {len(sizes)} classes"]
-        lines += [f"no picture left: {name}" for name in self.lost]
+        sizes, lines = Counter(self.data["label"]), [f"no picture left: {name}" for name in self.lost]
+        lines.insert(0, f"{len(self.data)} pictures of {len(sizes)} classes")
         lines += [f"one picture only: {name}" for name in sorted(sizes) if sizes[name] == 1]
-        bare = sorted(name for name in sizes if not NUMBER.match(name))
-        if 0 < 2 * len(bare) < len(sizes):  # the others are as "001.Laysan Albatross", which no model could say
-            lines.append(f"numbers stay in the names of classes, for {bare[0]!r} has none: leave its entries out")
         lines += [f"left out: {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped]
         return "\n".join(lines + [f"renamed: {raw} -> {clean}" for raw, clean in self.renamed])
 
@@ -61,8 +57,8 @@ class Loaded:
 def folder_entries(folder: str | Path) -> list[Entry]:
     """A folder for each class, `folder/Class/*.jpg`, perhaps below `train`, `val` and `test`; sorted.
 
-    Hidden files and other kinds of files are passed over; folders inside a class's folder count. OSError for a folder
-    that is none, ValueError where there are no class folders or a class folder is empty.
+    Hidden and other files are passed over; folders inside a class's folder count. ValueError where there are no class
+    folders or a class folder is empty.
     """
     inside = _folders(Path(folder))
     parts = [p for p in inside if p.name.lower() in SPLITS]
@@ -98,13 +94,13 @@ def table_entries(path: str | Path) -> list[Entry]:
     else:
         rows = read_jsonl(path)
     for number, row in rows:
-        cells = {k: "" if row.get(k) is None else str(row[k]).strip() for k in ("path", "label", "family", "split")}
-        if not cells["path"] or not cells["label"]:
+        cells = ("" if row.get(k) is None else str(row[k]).strip() for k in ("path", "label", "family", "split"))
+        file, label, family, split = cells
+        if not file or not label:
             raise ValueError(f"{path}, line {number}: a row needs path and label, it has {[k for k in row if k]}")
-        if cells["split"] and cells["split"].lower() not in SPLITS:
-            raise ValueError(f"{path}, line {number}: unknown split {cells['split']!r}; use train, val or test")
-        split = SPLITS.get(cells["split"].lower())
-        entries.append(Entry(path.parent / cells["path"], cells["label"], cells["family"] or None, split))
+        if split and split.lower() not in SPLITS:
+            raise ValueError(f"{path}, line {number}: unknown split {split!r}; use train, val or test")
+        entries.append(Entry(path.parent / file, label, family or None, SPLITS.get(split.lower())))
     return entries
 
 
@@ -112,16 +108,16 @@ def counts(entries: Iterable[Entry]) -> pd.DataFrame:
     """The dry run: pictures of each class, by split, fewest first. Opens no file. Raises as `names.clean_names`."""
     entries = list(entries)
     names = clean_names(e.label for e in entries)
-    classes, splits = [names[e.label] for e in entries], [e.split or "all" for e in entries]
-    table = pd.crosstab(pd.Series(classes, name="class"), pd.Series(splits, name="split"))
+    rows = pd.DataFrame({"class": [names[e.label] for e in entries], "split": [e.split or "all" for e in entries]})
+    table = pd.crosstab(rows["class"], rows["split"])
     return table.assign(pictures=table.sum(axis=1)).sort_values("pictures", kind="stable")
 
 
 def load_images(entries: Sequence[Entry]) -> Loaded:
     """The data set of `entries`, names cleaned, without files that cannot be read or were listed before.
 
-    Columns: image and label, and family and split where they are known. It holds paths: a picture is read again when
-    it is needed. ValueError where nothing is left, or as `names.clean_names`.
+    Columns: image (read when it is needed) and label, and family and split where they are known. ValueError where
+    nothing is left, or as `names.clean_names`.
     """
     names = clean_names(e.label for e in entries)
     first = {e.path: i for i, e in reversed(list(enumerate(entries)))}
@@ -138,23 +134,22 @@ def load_images(entries: Sequence[Entry]) -> Loaded:
         checked = pool.map(fault, range(len(entries)), entries)
         faults = list(tqdm(checked, total=len(entries), desc="open pictures", mininterval=5))
     good = [e for e, reason in zip(entries, faults) if reason is None]
-    skipped = [(e.path, reason) for e, reason in zip(entries, faults) if reason is not None]
+    skipped = [(e.path, reason) for e, reason in zip(entries, faults) if reason]
     if not good:
         raise ValueError(f"none of {len(entries)} pictures can be read; the first: {skipped[:1]}")
     columns = {"image": [str(e.path) for e in good], "label": [names[e.label] for e in good]}
     columns |= {"family": [e.family for e in good], "split": [e.split for e in good]}
     columns = {name: values for name, values in columns.items() if any(values)}
     features = {name: ImageColumn() if name == "image" else Value("string") for name in columns}
-    data = Dataset.from_dict(columns, features=Features(features))
-    lost = sorted(set(names.values()) - set(columns["label"]))
-    return Loaded(data, skipped, [(raw, clean) for raw, clean in names.items() if raw != clean], lost)
+    data, lost = Dataset.from_dict(columns, features=Features(features)), set(names.values()) - set(columns["label"])
+    return Loaded(data, skipped, [(raw, clean) for raw, clean in names.items() if raw != clean], sorted(lost))
 
 
 def hub_images(repo_id: str, image: str = "image", label: str = "label", **options) -> Loaded:
     """A data set of the Hub (downloads it) or of a local folder that `datasets.load_dataset` reads.
 
-    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. A broken
-    picture shows when it is read. ValueError for a part that is no split ("unlabelled"), and a row without a label.
+    image, label: its columns' names. Class numbers become names, the Hub's splits the column `split`. ValueError for
+    a part that is no split ("unlabelled"), and for a row without a label.
     """
     parts = load_dataset(repo_id, **options)
     parts = parts if isinstance(parts, dict) else {str(parts.split): parts}

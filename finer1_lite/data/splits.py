@@ -25,9 +25,8 @@ def few_shot(
     """Split into `train` (shots images of each seen class), `val` (VAL_PER_CLASS of every class), `test` (the rest).
 
     data: columns image and label, perhaps split. Adds the column `seen`. seen: the seen classes, instead of a draw
-    with `seed`. test_per_class: the most of a class in `test`. A class with fewer than shots + 1 images cannot be
-    trained on and tested: it becomes unseen, with a warning. ValueError where no class is left to train on, and
-    for a class of `seen` that is too small.
+    with `seed`. test_per_class: the most of a class in `test`. A class with fewer than shots + 1 images becomes
+    unseen, with a warning. ValueError where no class is left to train on, or a class of `seen` is too small.
     """
     labels, source = list(data["label"]), list(data["split"]) if "split" in data.column_names else []
     if "train" not in source or not set(source) - {None, "train"}:  # one part alone

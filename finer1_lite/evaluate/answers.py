@@ -1,8 +1,8 @@
 """Greedy answers of a policy to "which class is this?", open-world and closed-world, and whether they are right.
 
-Open-world is the bare question. Closed-world lists four options, the label and its look-alikes, in an order drawn from
-the seed (in the released files the right one is always first). An answer is right if it contains the label, as in
-the released code, and strictly right if it is the label. `protocols` judges the same answers by the released rules.
+Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed (in the released
+files the right one is always first). An answer is right if it contains the label, as in the released code, and
+strictly right if it is the label. `protocols` judges the same answers by the released rules.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..files import JsonLines, read_jsonl, write_jsonl
+from ..files import JsonLines, read_jsonl
 from ..policy.inputs import VisionCache
 from ..policy.load import Policy, fingerprint
 from ..policy.rollout import rollout
@@ -27,10 +27,7 @@ WITHOUT_CHAIN = ("base", "sft_answers")  # asked for the bare name; the others t
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question about image `index` of a data set.
-
-    question: the whole prompt. asked: 16 hex digits that name model, image and question; "" where nothing was kept.
-    """
+    """One answered question, the whole prompt, about image `index`; asked: a digest of model, image and question."""
 
     index: int
     label: str
@@ -44,8 +41,7 @@ class Prediction:
 
 
 def judge(index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "") -> Prediction:
-    """Score one completion by containment and strictly. Without <answer> what follows the thinking is the answer; a
-    chain that breaks off has none."""
+    """Score one completion; without <answer> what follows the thinking is the answer, nothing if that breaks off."""
     answer = extract_answer(text)
     if answer is None:
         answer = text.partition("</think>")[2] if "<think>" in text else text
@@ -53,13 +49,8 @@ def judge(index: int, label: str, seen: bool, text: str, question: str = "", ask
     return Prediction(index, label, seen, text, answer.strip(), contained, strict, question, asked)
 
 
-def save_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write one JSON line for each prediction; the whole file or none."""
-    write_jsonl(path, map(asdict, predictions))
-
-
 def load_predictions(path: str | Path) -> list[Prediction]:
-    """The predictions of a file of `save_predictions` or `ask`, in the order of their images."""
+    """The predictions of a file of `ask`, in the order of their images."""
     return sorted((Prediction(**row) for _, row in read_jsonl(path)), key=lambda p: p.index)
 
 
@@ -99,24 +90,21 @@ def ask(
 ) -> list[Prediction]:  # fmt: skip
     """The greedy answer to each prompt about the image of the same row of `data`, in that order.
 
-    The longest prompts (image tokens and text) are asked first, in batches of about one length: little is padded, and
-    what does not fit into memory shows at once. path: a file that gets the answers as they come; after a kill the same
-    call goes on from there, with the same answers. ValueError where it holds answers to other questions, images or
-    labels, or of another model.
+    The longest prompts are asked first, in batches of about one length: little is padded, and what does not fit into
+    memory shows at once. path: a file that gets the answers as they come; after a kill the same call goes on from
+    there, with the same answers. ValueError where it holds answers to other questions, images, labels, or models.
     """
     labels, seen, number = data["label"][:], data["seen"][:], len(prompts)
     if not number == len(labels) == len(cache.images):
-        found = f"{number} prompts, {len(labels)} labels and {len(cache.images)} images"
-        raise ValueError(f"{found}; each row needs one of each")
+        raise ValueError(f"{number} prompts, {len(labels)} labels and {len(cache.images)} images: not one of each")
     keys, found, store = [""] * number, {}, None
     if path is not None:
-        keys, store = _keys(policy, cache, labels, seen, prompts), JsonLines(path, [f.name for f in fields(Prediction)])
+        keys = _keys(policy, cache, labels, seen, prompts)
+        store = JsonLines(path, [f.name for f in fields(Prediction)])
         found = {row["index"]: Prediction(**row) for row in store.rows}
         if other := [i for i, p in found.items() if i >= number or p.asked != keys[i]]:
-            raise ValueError(
-                f"{path} holds answers to other questions, images or labels, or of another model (row {other[0]}: "
-                f"{found[other[0]].question!r}). Move the file away, or give another path"
-            )
+            other = f"{path} holds answers to other questions, images or labels, or of another model (row {other[0]})"
+            raise ValueError(f"{other}. Move the file away, or give another path")
     with tqdm(total=number, initial=len(found), desc=progress, unit="image", mininterval=5) as bar:
         for batch in _batches(policy, cache, prompts):
             missing = [i for i in batch if i not in found]
@@ -148,9 +136,6 @@ def _batches(policy: Policy, cache: VisionCache, prompts: Sequence[str]) -> list
 
 def _keys(policy: Policy, cache: VisionCache, labels, seen, prompts) -> list[str]:
     """For each row, a digest of all that its prediction depends on."""
-    model = fingerprint(policy)
-    rows = zip(labels, seen, prompts)
-    return [
-        hashlib.sha256(json.dumps([model, i, *row]).encode() + cache.about(i)[1]).hexdigest()[:16]
-        for i, row in enumerate(tqdm(rows, total=len(labels), desc="look at the pictures", leave=False, delay=5))
-    ]
+    model, rows = fingerprint(policy), list(zip(labels, seen, prompts))
+    whole = (json.dumps([model, i, *row]).encode() + cache.about(i)[1] for i, row in enumerate(rows))
+    return [hashlib.sha256(text).hexdigest()[:16] for text in whole]

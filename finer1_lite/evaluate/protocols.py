@@ -1,11 +1,8 @@
 """The same answers under every protocol, as the released evaluation counts and corrected.
 
-What the released evaluation does was read from eval/evaluation.py of github.com/PKU-ICST-MIPL/FineR1_ICLR2026. Its
-rules are here as they are, with their faults; each corrected rule changes one thing, and `RULES` says which and why.
-All are functions of texts: a model is asked once (`evaluate.answers.ask`), for the closed world once in each order.
-
-Departures: of several answers the released closed-world code reads from the first <answer> to the last </answer>, as
-here, but our own judgement (`judge`) reads the first. An empty text has similarity 0, not that of "".
+The rules of eval/evaluation.py of github.com/PKU-ICST-MIPL/FineR1_ICLR2026 are here as they are, with their faults;
+each corrected rule changes one thing, and `RULES` says which and why. All are functions of texts: a model is asked
+once (`answers.ask`), for the closed world once in each order. One departure: an empty text has similarity 0.
 """
 
 import re
@@ -40,9 +37,6 @@ def _lower(label: str) -> str:
     return label.lower().replace("_", " ")
 
 
-# ---- closed world
-
-
 def shuffled(questions: ClosedWorld, seed: int) -> ClosedWorld:
     """The same questions with the options of each in an order drawn with `seed`."""
     rng = np.random.default_rng(seed)
@@ -54,9 +48,6 @@ def shuffled(questions: ClosedWorld, seed: int) -> ClosedWorld:
 def closed_prompts(questions: ClosedWorld, think: bool = True) -> list[str]:
     """A full prompt for each question, for `answers.ask`, with the options in the order of the file."""
     return [instructed(row["question"], think, row["options"]) for row in questions.rows]
-
-
-# ---- open world, by the text
 
 
 def inclusion_key(label: str, domain: str) -> str:
@@ -85,17 +76,14 @@ def key_collisions(labels: Sequence[str], domain: str) -> dict[str, list[str]]:
     return {key: names for key, names in found.items() if len(names) > 1}
 
 
-# ---- open world, by meaning
-
-
 def relative_similarity(
     texts: Sequence[str], labels: Sequence[str], super_category: str, encode: Encoder
 ) -> np.ndarray:
     r"""How much nearer to the label than the mere super-category is what was said; (N,) in [0, 1].
 
     $\max(0, \frac{Sim(c, c^*) - Sim(s, c^*)}{1 - Sim(s, c^*)})$ with c the text, c* the label, s the super-category,
-    Sim the cosine of `encode`'s rows. 0 where a text is empty. A label that means the super-category itself leaves
-    0/0: there 1 for a text that means it too, else 0. ValueError for rows that are not of unit length.
+    Sim the cosine of `encode`'s rows. A label that means the super-category itself leaves 0/0: there 1 for a text
+    that means it too, else 0. ValueError for rows that are not of unit length.
     """
     words = list(dict.fromkeys([*texts, *labels, super_category]))
     rows = np.asarray(encode(words), float)
@@ -110,7 +98,7 @@ def relative_similarity(
 
 
 def released_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarray:
-    """`relative_similarity` of the answer, or without one of the whole text; of dogs and pets relative to "object"."""
+    """`relative_similarity` of the answer, or without one of the whole text; of dogs and pets beside "object"."""
     category = domain if domain in SUPER_CATEGORIES else "object"
     return relative_similarity([answer_span(t) or t for t in texts], labels, category, encode)
 
@@ -120,41 +108,22 @@ def answered_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarr
     return relative_similarity([extract_answer(t) or "" for t in texts], labels, domain, encode)
 
 
-# ---- side by side: protocol -> rule -> how it scores, and why there is such a rule
-
-
-def _contained(text: str, label: str, domain: str) -> bool:
-    return _lower(label) in _lower(answer_span(text))
-
-
-def _contained_or_text(text: str, label: str, domain: str) -> bool:
-    return _lower(label) in _lower(answer_span(text) or text)
-
-
-def _is_label(text: str, label: str, domain: str) -> float:
-    return strict_accuracy(text, label)
-
-
-def _key_or_text(text: str, label: str, domain: str) -> bool:
-    return inclusion_key(label, domain) in (answer_span(text) or text).lower()
-
-
-def _key(text: str, label: str, domain: str) -> bool:
-    return inclusion_key(label, domain) in answer_span(text).lower()
-
-
-def _whole_label(text: str, label: str, domain: str) -> bool:
-    return normalise(label) in normalise(extract_answer(text) or "")
-
-
+RIGHT = {  # whether a text is right, by the label and the domain
+    "label": lambda text, label, domain: _lower(label) in _lower(answer_span(text)),
+    "label or text": lambda text, label, domain: _lower(label) in _lower(answer_span(text) or text),
+    "key": lambda text, label, domain: inclusion_key(label, domain) in answer_span(text).lower(),
+    "key or text": lambda text, label, domain: inclusion_key(label, domain) in (answer_span(text) or text).lower(),
+    "whole label": lambda text, label, domain: normalise(label) in normalise(extract_answer(text) or ""),
+    "is label": lambda text, label, domain: strict_accuracy(text, label),
+}
 FALL_BACK = "Without an <answer> the whole text counts, as released for the open world: a chain names every option."
-RULES: dict[str, dict[str, tuple[Callable, str]]] = {
+RULES: dict[str, dict[str, tuple[Callable | str, str]]] = {  # protocol -> rule -> how it scores, and why it is there
     "open, inclusion": {
-        "as released": (_key_or_text, "The label (of a car without its last two words) is in the answer, or, without an "
-                        "<answer>, anywhere in the text: a broken-off chain that lists it as a candidate is right."),
-        "answer only": (_key, "No <answer>, no point."),
-        "corrected": (_whole_label, "And the whole label: cars that differ in body or year alone count as different."),
-        "strict": (_is_label, "And nothing but the label: several names, or a longer name around it, are wrong."),
+        "as released": ("key or text", "The label (of a car without its last two words) is in the answer or, "
+                        "without an <answer>, anywhere in the text: a broken-off chain that lists it is right."),
+        "answer only": ("key", "No <answer>, no point."),
+        "corrected": ("whole label", "And the whole label: cars of another body or year differ."),
+        "strict": ("is label", "And nothing but the label: several names, or a longer name around it, are wrong."),
     },
     "open, similarity": {  # these score all texts at once, with an encoder
         "as released": (released_similarity, "Nearness in meaning to the label, of the answer or else of the text, "
@@ -162,14 +131,14 @@ RULES: dict[str, dict[str, tuple[Callable, str]]] = {
         "corrected": (answered_similarity, "No <answer>, no point; every domain has its own word."),
     },
     "closed, official order": {
-        "as released": (_contained, "The right option is listed first; the answer contains it. No <answer>, no point."),
-        "with fall-back": (_contained_or_text, FALL_BACK),
-        "strict": (_is_label, "The answer is the option: several, or one whose name holds the right one's, are wrong."),
+        "as released": ("label", "The right option is listed first; the answer contains it. No <answer>, no point."),
+        "with fall-back": ("label or text", FALL_BACK),
+        "strict": ("is label", "The answer is the option: several, or one whose name holds it, are wrong."),
     },
     "closed, shuffled": {
-        "contained": (_contained, "As released, in an order drawn anew: \"the first one\" is right one time in four."),
-        "with fall-back": (_contained_or_text, FALL_BACK),
-        "corrected": (_is_label, "Shuffled, and the answer is the option."),
+        "contained": ("label", "As released, in an order drawn anew: \"the first one\" is right one time in four."),
+        "with fall-back": ("label or text", FALL_BACK),
+        "corrected": ("is label", "Shuffled, and the answer is the option."),
     },
 }  # fmt: skip
 
@@ -181,8 +150,8 @@ def scores(
     texts, labels = [p.text for p in said], [p.label for p in said]
     if protocol == "open, similarity":
         return {rule: how(texts, labels, domain, encode) for rule, (how, _) in RULES[protocol].items()}
-    columns = {rule: [how(*pair, domain) for pair in zip(texts, labels)] for rule, (how, _) in RULES[protocol].items()}
-    return {rule: np.array(column, float) for rule, column in columns.items()}
+    pairs, rules = list(zip(texts, labels)), RULES[protocol].items()
+    return {rule: np.array([RIGHT[how](*pair, domain) for pair in pairs], float) for rule, (how, _) in rules}
 
 
 def protocol_frame(

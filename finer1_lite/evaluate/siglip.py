@@ -4,7 +4,7 @@ Zero-shot is the cosine of a picture and "a photo of a {class}", among the optio
 all names. Few-shot is a linear probe on the features of any encoder. Neither can say a name that it was not given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,46 +24,37 @@ STRENGTHS = tuple(10.0**e for e in range(-5, 2))  # of the probe's regularisatio
 
 
 class Siglip:
-    """A SigLIP, frozen, with its processor. name: a Hub id such as "google/siglip2-large-patch16-256", or a folder.
-
-    The first SigLIPs ("google/siglip-...") also need the package sentencepiece.
-    """
+    """A SigLIP, frozen, with its processor. name: a Hub id ("google/siglip2-large-patch16-256"), or a folder."""
 
     def __init__(self, name: str | Path = SHIPPED, device: str = "cpu"):
         self.processor = AutoProcessor.from_pretrained(name)
         model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         self.model, self.device = model.eval().requires_grad_(False).to(device), device
 
+    @torch.no_grad()
     def images(self, images, batch: int = 64) -> torch.Tensor:
         """Unit rows (N, D) of PIL images, on the CPU."""
-        def encode(part):
-            pixels = self.processor.image_processor([as_rgb(x) for x in part], return_tensors="pt").pixel_values
-            return self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
+        rows = []
+        for start in range(0, len(images), batch):
+            part = [as_rgb(images[i]) for i in range(start, min(start + batch, len(images)))]
+            pixels = self.processor.image_processor(part, return_tensors="pt").pixel_values.to(self.device)
+            rows.append(self.model.get_image_features(pixel_values=pixels).pooler_output)
+        return F.normalize(torch.cat(rows).float().cpu(), dim=-1)
 
-        return _in_batches(encode, images, batch)
-
+    @torch.no_grad()
     def texts(self, texts: Sequence[str], batch: int = 256) -> torch.Tensor:
         """Unit rows (N, D) of texts, on the CPU; each is padded to, or cut at, the length SigLIP was trained with."""
         length = self.model.config.text_config.max_position_embeddings
-        how = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-
-        def encode(part):
-            ids = self.processor.tokenizer(part, **how).input_ids
-            return self.model.get_text_features(input_ids=ids.to(self.device)).pooler_output
-
-        return _in_batches(encode, texts, batch)
+        how, rows = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}, []
+        for start in range(0, len(texts), batch):
+            ids = self.processor.tokenizer(texts[start : start + batch], **how).input_ids.to(self.device)
+            rows.append(self.model.get_text_features(input_ids=ids).pooler_output)
+        return F.normalize(torch.cat(rows).float().cpu(), dim=-1)
 
     def classes(self, names: Sequence[str], templates: Sequence[str] = ONE) -> torch.Tensor:
         """Unit rows (C, D) of class names: the mean of the unit rows of all templates ("a photo of a {}")."""
         rows = self.texts([template.format(name) for name in names for template in templates])
         return F.normalize(rows.view(len(names), len(templates), -1).mean(1), dim=-1)
-
-
-@torch.no_grad()
-def _in_batches(encode: Callable, items, batch: int) -> torch.Tensor:
-    starts = range(0, len(items), batch)
-    rows = torch.cat([encode([items[i] for i in range(s, min(s + batch, len(items)))]) for s in starts])
-    return F.normalize(rows.float().cpu(), dim=-1)
 
 
 def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequence[str]] | None = None) -> list[str]:
@@ -81,10 +72,7 @@ def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequenc
 
 
 def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_iter: int = 100) -> torch.Tensor:
-    """Weights (H + 1, K), bias last, of a logistic regression: mean cross-entropy + l2 / 2 |W|^2, bias free.
-
-    x: features (N, H). y: class numbers (N,).
-    """
+    """Weights (H + 1, K), bias last, of a logistic regression of x (N, H), class numbers y (N,), l2 / 2 |W|^2."""
     weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=max_iter, line_search_fn="strong_wolfe")
 
@@ -100,7 +88,7 @@ def fit_linear(x: torch.Tensor, y: torch.Tensor, classes: int, l2: float, max_it
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier of features (N, D): centred, scaled, `weight` (D, C), `bias` (C). strength: its L2 term's."""
+    """A linear classifier of features (N, D): centred, scaled, `weight` (D, C), `bias` (C), L2 `strength`."""
 
     classes: list[str]
     centre: torch.Tensor
@@ -120,8 +108,7 @@ def fit_probe(features: torch.Tensor, labels: Sequence[str], strength: float) ->
     x, y = features.double(), torch.tensor([classes.index(label) for label in labels])
     centre = x.mean(0)
     scale = float((x - centre).norm(dim=-1).mean())  # features of any size are regularised alike
-    x = (x - centre) / scale
-    w = fit_linear(x, y, len(classes), strength, max_iter=300)
+    w = fit_linear((x - centre) / scale, y, len(classes), strength, max_iter=300)
     return Probe(classes, centre, scale, w[:-1], w[-1], strength)
 
 
@@ -130,8 +117,7 @@ def choose_probe(
     strengths: Sequence[float] = STRENGTHS,
 ) -> Probe:  # fmt: skip
     """The probe of the training rows whose strength does best on the validation rows; the strongest of equals."""
-
-    def accuracy(probe: Probe) -> float:
-        return sum(a == b for a, b in zip(choose(probe.scores(val_features), probe.classes), val_labels))
-
-    return max((fit_probe(features, labels, s) for s in sorted(strengths, reverse=True)), key=accuracy)
+    probes = [fit_probe(features, labels, strength) for strength in sorted(strengths, reverse=True)]
+    answers = [choose(probe.scores(val_features), probe.classes) for probe in probes]
+    right = [sum(a == b for a, b in zip(said, val_labels)) for said in answers]
+    return probes[right.index(max(right))]

@@ -22,15 +22,9 @@ def result_rows(predictions: list[Prediction], method: str, protocol: str, seed:
     rows = []
     for split, wanted in (("seen", True), ("unseen", False)):
         part = [p for p in predictions if p.seen == wanted]
-        if not part:
-            continue
-        figures = {
-            "accuracy": np.mean([p.correct for p in part]),
-            "strict_accuracy": np.mean([p.strict for p in part]),
-            "words": np.mean([len(p.text.split()) for p in part]),
-        }
-        for metric, value in figures.items():
-            cells = (method, split, protocol, metric, round(float(value), 6), len(part), seed)
+        figures = {"accuracy": [p.correct for p in part], "strict_accuracy": [p.strict for p in part]}
+        for metric, values in (figures | {"words": [len(p.text.split()) for p in part]}).items() if part else ():
+            cells = (method, split, protocol, metric, round(float(np.mean(values)), 6), len(part), seed)
             rows.append(dict(zip(COLUMNS, cells)))
     return rows
 
@@ -49,14 +43,11 @@ def table(results: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-# ---- how sure
-
-
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of one figure of each seed with its 95% t-interval, as (mean, low, high); NaN ends for one seed.
 
-    It is about new seeds, with all that a seed draws. A bootstrap of a few seeds would be too narrow. Seeds that do not
-    differ leave the ends NaN too, as that is no certainty (but nothing, of nothing but zeros, is).
+    It is about new seeds, with all that a seed draws. Seeds that do not differ leave the ends NaN too, as that is no
+    certainty, unless all are 0.
 
     >>> [round(x, 2) for x in interval([0.5, 0.6, 0.7])]
     [0.6, 0.35, 0.85]
@@ -105,9 +96,6 @@ def _resampled_means(rng: np.random.Generator, values: np.ndarray, classes: list
     return found.sum((1, 2)) / sizes[which].sum(1)
 
 
-# ---- a smaller test set
-
-
 def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
     """`n` rows of `data`, in its order: of each class (column label) its share, to within one row, drawn with `seed`.
 
@@ -127,8 +115,7 @@ def subset_error(labels: Sequence[str], chosen: Sequence[str]) -> float:
     """The largest standard error of a subset's accuracy (0-1) as an estimate of the whole set's; 0 for all of it.
 
     labels: classes of the whole set's N images; chosen: of the subset's n. With k_c of N_c images of class c it is
-    half the root of the larger of sum_c (k_c/n - N_c/N)^2, for outcomes that a class shares, and 1/n - 1/N, for
-    outcomes that it does not. What another draw of the *whole* set would change is `bootstrap_difference`'s.
+    half the root of the larger of sum_c (k_c/n - N_c/N)^2, where classes share outcomes, and 1/n - 1/N, where not.
 
     >>> round(subset_error(["a", "b"] * 500, ["a", "b"] * 50), 3), subset_error(["a", "b"], ["a", "b"])
     (0.047, 0.0)

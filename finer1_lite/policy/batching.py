@@ -9,7 +9,7 @@ import torch
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's or this machine's memory is full."""
-    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the CPU's, CUDA's and its libraries'
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the CPU's, CUDA's, cuBLAS's
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
 
 
@@ -31,41 +31,32 @@ def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
                 raise MemoryError(f"{what}: even 1 does not fit; {advice}") from error
         fits //= 2
         gc.collect()  # 4-bit models refer to themselves: one that was let go may still be on the card
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
     if fits != size:
         warnings.warn(f"out of memory: {what} lowered from {size} to {fits}", RuntimeWarning, stacklevel=2)
     return result, fits
 
 
-def cut(costs: list[int], limit: int, rows: int) -> list[range]:
+def cut(costs: list[int], limit: int, rows: int, group: int = 1) -> list[range]:
     """Consecutive rows in parts whose costs sum to `limit` at most and that have `rows` rows at most.
 
-    A row above the limit stands alone.
+    Whole groups of `group` rows stay together, as rows of two groups would be padded to the longer of their packed
+    rows; a group, or a row, that is too large by itself stands alone.
 
-    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10)
-    [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
+    >>> cut([3, 3, 3, 9, 1], limit=6, rows=10), cut([2] * 8, limit=6, rows=10, group=4)
+    ([range(0, 2), range(2, 3), range(3, 4), range(4, 5)], [range(0, 3), range(3, 4), range(4, 7), range(7, 8)])
     """
     parts, start, spent = [], 0, 0
+    if group > 1:
+        whole = [sum(costs[i : i + group]) for i in range(0, len(costs), group)]
+        for part in cut(whole, limit, max(1, rows // group)):
+            start, own = part.start * group, costs[part.start * group : part.stop * group]
+            inside = cut(own, limit, rows) if len(part) == 1 else [range(len(own))]
+            parts += [range(start + p.start, start + p.stop) for p in inside]
+        return parts
     for i, cost in enumerate(costs):
         if i > start and (spent + cost > limit or i - start == rows):
             parts.append(range(start, i))
             start, spent = i, 0
         spent += cost
     return parts + [range(start, len(costs))] if costs else []
-
-
-def cut_groups(costs: list[int], group: int, limit: int, rows: int) -> list[range]:
-    """As `cut`, but whole groups of `group` rows stay together; one that is too large is cut by itself.
-
-    Rows of two groups in one part would be padded to the longer of their packed rows.
-
-    >>> cut_groups([2] * 8, group=4, limit=16, rows=10), cut_groups([2] * 8, group=4, limit=6, rows=10)
-    ([range(0, 8)], [range(0, 3), range(3, 4), range(4, 7), range(7, 8)])
-    """
-    whole, parts = [sum(costs[i : i + group]) for i in range(0, len(costs), group)], []
-    for part in cut(whole, limit, max(1, rows // group)):
-        start, stop = part.start * group, part.stop * group
-        inside = cut(costs[start:stop], limit, rows) if len(part) == 1 else [range(stop - start)]
-        parts += [range(start + p.start, start + p.stop) for p in inside]
-    return parts

@@ -1,12 +1,9 @@
 """From (image features, text) rows to the model's inputs, and from rows with answers to labels.
 
-Every image is encoded once by the frozen vision tower (`VisionCache`); afterwards a row of text and the stored
-features are enough. `mm_token_type_ids` and `image_grid_thw` are always passed: without them the model silently falls
-back to one-dimensional positions.
+Every image is encoded once by the frozen vision tower (`VisionCache`); then text and the stored features are enough.
 """
 
 import hashlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,24 +50,16 @@ def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
 
 
 def base_model(model) -> torch.nn.Module:
-    """The Qwen2.5-VL model with its language-model head, below an adapter if there is one."""
+    """The Qwen2.5-VL model with its head, below an adapter if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def token_embedding(model) -> torch.Tensor:
-    """The token embedding (V, H). Its device and dtype are the language model's; `model.device` is the tower's."""
-    return model.get_input_embeddings().weight
-
-
 def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, features: list) -> dict:
-    """Keyword arguments for `forward` or `generate`, on the language model's device.
-
-    input_ids, attention_mask: (B, L). features: B of `ImageFeatures`, or None where a row has no image.
-    """
-    device = token_embedding(model).device
+    """Keyword arguments for `forward` or `generate`; ids and mask (B, L), features: B of `ImageFeatures` or None."""
+    device = model.get_input_embeddings().weight.device
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     images = [f for f in features if f is not None]
-    if images:
+    if images:  # without types and grids the model would silently take one-dimensional positions
         tokens = tuple(f.tokens.to(device) for f in images)
         inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).int().to(device)
         inputs["image_grid_thw"] = torch.stack([f.grid for f in images]).to(device)
@@ -89,32 +78,16 @@ def training_batch(model, processor, rows: list[tuple[str, ImageFeatures | None,
     return inputs, labels.to(inputs["input_ids"].device)
 
 
-@contextmanager
-def tower_on_device(model):
-    """Inside, the vision tower is where the language model is; outside it may wait on the CPU (`offload_tower`).
-
-    `generate` needs it too: it puts its tensors where a model's first parameter is, which is the tower's.
-    """
-    tower = base_model(model).model.visual
-    before = tower.device
-    try:
-        tower.to(token_embedding(model).device)
-        yield
-    finally:
-        tower.to(before)
-
-
 class VisionCache:
     """Features of a data set's images, each encoded once, kept on the CPU up to `max_bytes`.
 
-    `images` is anything that gives a PIL image for `images[i]`. With LoRA on the language model the tower is frozen,
-    so features never change. Beyond `max_bytes` those that were not asked for the longest are dropped, and encoded
-    again when needed. `patches_encoded` counts the patches that went through the tower.
+    `images` is anything that gives a PIL image for `images[i]`. Beyond `max_bytes` the features that were not asked
+    for the longest are dropped, and made again when needed. `patches_encoded` counts what went through the tower.
     """
 
     def __init__(self, model, processor, images, batch_size: int = 32, max_bytes: int = 4 * 2**30):
-        self.qwen, self.processor, self.images = base_model(model), processor, images
-        self.vision, self.batch_size, self.max_bytes = self.qwen.model.visual, batch_size, max_bytes
+        self.processor, self.images, self.batch_size, self.max_bytes = processor, images, batch_size, max_bytes
+        self.vision, self.dtype = base_model(model).model.visual, model.get_input_embeddings().weight.dtype
         self.patches_encoded, self.bytes, self._features, self._about = 0, 0, {}, {}
 
     def get(self, indices) -> list[ImageFeatures]:
@@ -122,10 +95,8 @@ class VisionCache:
         indices = [int(i) for i in indices]
         wanted = {i: self._features[i] for i in dict.fromkeys(indices) if i in self._features}
         missing = [i for i in dict.fromkeys(indices) if i not in wanted]
-        if missing:
-            with tower_on_device(self.qwen):
-                for start in range(0, len(missing), self.batch_size):
-                    wanted |= self._encode(missing[start : start + self.batch_size])
+        for start in range(0, len(missing), self.batch_size):
+            wanted |= self._encode(missing[start : start + self.batch_size])
         for i, features in wanted.items():  # these are the newest now
             self.bytes += 0 if self._features.pop(i, None) else features.tokens.nbytes
             self._features[i] = features
@@ -134,7 +105,7 @@ class VisionCache:
         return [wanted[i] for i in indices]
 
     def about(self, i: int) -> tuple[tuple[int, int], bytes]:
-        """Image i's size in pixels and a digest of its pixels; it is opened once for them."""
+        """Image i's size in pixels and a digest of its pixels."""
         if i not in self._about:
             image = self.images[i]
             self._about[i] = image.size, hashlib.sha256(image.tobytes()).digest()
@@ -145,17 +116,16 @@ class VisionCache:
         scale, made = self.processor.image_processor, {}
         parts = [scale(as_rgb(self.images[i]), return_tensors="pt") for i in indices]  # photographs: one by one
         pixels, grid = [p["pixel_values"] for p in parts], torch.cat([p["image_grid_thw"] for p in parts])
-        patches, dtype = grid.prod(-1).tolist(), token_embedding(self.qwen).dtype
+        patches, tower = grid.prod(-1).tolist(), self.vision
         for part in cut(patches, PATCHES_AT_ONCE, len(patches)):
-            rows, sizes = torch.cat([pixels[k] for k in part]), grid[part.start : part.stop].to(self.vision.device)
-            merged = self.vision(rows.to(self.vision.device, self.vision.dtype), sizes).pooler_output.to("cpu", dtype)
+            rows, sizes = torch.cat([pixels[k] for k in part]), grid[part.start : part.stop].to(tower.device)
+            merged = tower(rows.to(tower.device, tower.dtype), sizes).pooler_output.to("cpu", self.dtype)
             for k, tokens in zip(part, merged.split([patches[k] // scale.merge_size**2 for k in part])):
                 made[indices[k]] = ImageFeatures(tokens.clone(), grid[k])
         self.patches_encoded += sum(patches)
         for i, features in made.items():
             if not features.tokens.isfinite().all():
-                width, height = self.images[i].size
+                where = "image {} ({}x{} pixels)".format(i, *self.images[i].size)
                 advice = "lower max_pixels, or take a card with bfloat16"
-                where = f"image {i} ({width}x{height} pixels)"
-                raise FloatingPointError(f"the features of {where} overflow {dtype}; {advice}")
+                raise FloatingPointError(f"the features of {where} overflow {self.dtype}; {advice}")
         return made

@@ -4,10 +4,9 @@ import gc
 import hashlib
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from weakref import WeakValueDictionary
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -16,16 +15,14 @@ from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditi
 from transformers.integrations import sdpa_attention
 
 from ..config import ASSETS, Profile
-from .inputs import base_model, token_embedding
+from .inputs import base_model
 from .lora import with_lean_forward
 
-# peft still calls a name that transformers is about to rename; the warning would fill a chapter's pages.
+# peft still calls a name that transformers is about to rename.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 # The vision tower has layers of the same names, so the pattern starts at `language_model`.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-
-TOWERS: WeakValueDictionary[tuple[str, str], torch.nn.Module] = WeakValueDictionary()  # frozen, waiting on the CPU
 
 
 @dataclass
@@ -50,20 +47,20 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the language model computes."""
-        return token_embedding(self.model).device
+        """Where the model computes."""
+        return self.model.get_input_embeddings().weight.device
 
     def scoring_mode(self) -> None:
-        """Checkpointing works in train mode only. Nothing else differs: there is no dropout anywhere."""
+        """Before scoring with gradients: checkpointing works in train mode only. There is no dropout anywhere."""
         self.model.train(self.profile.checkpointing)
 
     def identity(self) -> dict:
-        """The model by its name, and what else a saved state of its adapter must have been trained with."""
+        """What a saved state of the adapter must have been trained with."""
         p, same = self.profile, ("dtype", "quantize", "lora_r", "lora_alpha", "max_pixels", "max_new_tokens")
         return {"profile": p.name, "model": Path(p.model_id).name} | {field: getattr(p, field) for field in same}
 
     def trainable(self) -> list[torch.nn.Parameter]:
-        """The parameters that an optimizer should get: the adapter's."""
+        """The adapter's parameters, which an optimizer should get."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: str | Path) -> None:
@@ -79,28 +76,22 @@ class Policy:
 
 
 def base_name(profile: Profile) -> str:
-    """The base model's name without this machine's path: its place in the package, or a folder's last part."""
+    """The base model's name without this machine's path."""
     base = Path(profile.model_id)
-    if not base.exists():
-        return profile.model_id
-    return "finer1_lite/birds/assets/base" if base.resolve() == (ASSETS / "base").resolve() else base.name
+    ours = "finer1_lite/birds/assets/base" if base.resolve() == (ASSETS / "base").resolve() else base.name
+    return ours if base.exists() else profile.model_id
 
 
 def quantization(profile: Profile) -> BitsAndBytesConfig | None:
     """NF4 with double quantisation for the language model's linears; the tower and the tied head stay."""
-    if not profile.quantize:
-        return None
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, profile.dtype), llm_int8_skip_modules=["model.visual", "lm_head"],
-    )  # fmt: skip
+    ) if profile.quantize else None  # fmt: skip
 
 
 def load_base(profile: Profile) -> Policy:
     """The base model, frozen, in the profile's precision."""
-    if profile.device == "cpu" and not Path(profile.model_id).exists():
-        how = "reinstall finer1_lite, or make it again with: python -m finer1_lite.birds.pretrain"
-        raise FileNotFoundError(f"the tiny base model is missing at {profile.model_id}; {how}")
     suit_the_card(profile.device)
     gc.collect()  # 4-bit layers refer to themselves: of a model that was let go, they are still on the card
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -112,36 +103,29 @@ def load_base(profile: Profile) -> Policy:
             layer.support_avx512bf16_for_cpu = False
     if profile.dtype == "float16":  # some image sizes overflow fp16 in the tower
         model.model.visual.float()
-    if profile.offload_tower:  # one for all: those of three models would fill the memory of a Colab machine
-        waiting = model.model.visual.to("cpu")
-        model.model.visual = TOWERS.setdefault((profile.model_id, profile.dtype), waiting)
     if profile.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Policy(model.requires_grad_(False).eval(), load_processor(profile), profile)
 
 
 def suit_the_card(device: str) -> None:
-    """Settings of PyTorch for this process, where it computes on a GPU.
-
-    Off: cuDNN's attention, which Hopper cards prefer. It builds a plan for each new shape, and every decoded token
-    has one; some versions give NaN gradients under an explicit mask (PyTorch issue 196678). Off: sums of fp16
-    products in fp16, as Qwen overflows there. Off on a T4: grouped heads in attention. It has no flash attention, and
-    without it PyTorch before 2.15 takes the slowest kernel for them; transformers then packs or repeats the heads.
-    """
+    """Settings of PyTorch for this process, where it computes on a GPU."""
     if torch.device(device).type == "cuda":
         if "LOCAL_RANK" in os.environ:  # peft loads an adapter to the current card, not to the model's
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8:
+        # A T4 has no flash attention, and without it PyTorch before 2.15 takes the slowest kernel for grouped heads.
+        if torch.cuda.get_device_capability()[0] < 8:
             sdpa_attention.use_gqa_in_sdpa = lambda *_: False
+        # cuDNN's attention builds a plan for each new shape, and every decoded token has one; some versions give NaN
+        # gradients under an explicit mask (PyTorch issue 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # Qwen overflows there
 
 
 def load_processor(profile: Profile) -> AutoProcessor:
     """The base's processor with the profile's pixels."""
     processor = AutoProcessor.from_pretrained(profile.model_id)  # `max_pixels` here would warn at every later call
-    images = processor.image_processor
-    images.size = dict(images.size) | {"longest_edge": profile.max_pixels}
+    processor.image_processor.size = dict(processor.image_processor.size) | {"longest_edge": profile.max_pixels}
     return processor
 
 
@@ -151,12 +135,9 @@ def add_adapter(policy: Policy, seed: int, new_tokens: list[int] | None = None) 
     new_tokens: ids whose embeddings are trained too, for words that the base has never met.
     """
     set_seed(seed)
-    profile = policy.profile
-    lora = LoraConfig(
-        r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM",
-        trainable_token_indices=new_tokens,
-    )  # fmt: skip
-    return Policy(with_lean_forward(get_peft_model(policy.model, lora)), policy.processor, profile)
+    size = {"r": policy.profile.lora_r, "lora_alpha": policy.profile.lora_alpha}
+    lora = LoraConfig(**size, target_modules=LORA_TARGETS, task_type="CAUSAL_LM", trainable_token_indices=new_tokens)
+    return replace(policy, model=with_lean_forward(get_peft_model(policy.model, lora)))
 
 
 def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int = 0, trainable: bool = True) -> Policy:
@@ -167,7 +148,7 @@ def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int =
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: run the notebook that trains it, or use the shipped one")
     model = with_lean_forward(PeftModel.from_pretrained(policy.model, adapter, is_trainable=trainable))
-    return Policy(model.eval(), policy.processor, profile)
+    return replace(policy, model=model.eval())
 
 
 def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
@@ -180,10 +161,8 @@ def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
 
 def fingerprint(policy: Policy) -> str:
     """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
-    profile = policy.profile
-    limits = (profile.dtype, profile.quantize, profile.max_pixels, profile.max_new_tokens)
-    last = policy.backbone.language_model.layers[-1]  # merged or trained on, all layers differ
-    weights = dict(last.named_parameters())
+    limits = tuple(getattr(policy.profile, name) for name in ("dtype", "quantize", "max_pixels", "max_new_tokens"))
+    weights = dict(policy.backbone.language_model.layers[-1].named_parameters())  # other bases differ in all layers
     if isinstance(policy.model, PeftModel):
         weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
     return hashlib.sha256(f"{limits} {digest(weights)}".encode()).hexdigest()

@@ -1,9 +1,7 @@
 """LoRA in fewer operations than PEFT's, for training, and lighter still for decoding.
 
-A decoding step is a few hundred small products, so what surrounds them costs more than they do. With
-`Profile.dense_rollout` each packed weight becomes a plain matrix: fastest, but the whole model in memory once more.
-In fp32 the adapter is added to it; in 16 bits the rounding of that sum would make another policy than the one that is
-scored, so there, as without `dense_rollout`, it stays two products in the model's own precision.
+With `Profile.dense_rollout` each packed weight becomes a plain matrix: faster, but the model in memory once more.
+In fp32 the adapter is added to it; in 16 bits that sum would be rounded and be another policy than the scored one.
 """
 
 from collections.abc import Callable
@@ -21,10 +19,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 
 def with_lean_forward(model: PeftModel) -> PeftModel:
-    """`model`, in place, with `lora_forward` on its linears; the modules stay PEFT's, which saves them.
-
-    ValueError for an adapter that is more than two matrices a layer: DoRA, biases, dropout.
-    """
+    """`model`, in place, with `lora_forward` on its linears; ValueError for DoRA, biases, dropout."""
     for layer in adapted_linears(model):
         dropout = any(not isinstance(d, Identity) for d in layer.lora_dropout.values())
         if layer.lora_variant or any(layer.lora_bias.values()) or dropout:
@@ -41,8 +36,7 @@ def adapted_linears(model: Module) -> list[LoraLayer]:
 def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     """(..., in) -> (..., out): what PEFT's forward of a LoRA layer without dropout gives, with fewer passes over it.
 
-    All in the model's precision: in 16 bits as under autocast, though the adapter itself stays in fp32, where PEFT
-    would write an fp32 copy of every input. In fp32 the same bits as PEFT's where alpha / r is a power of two.
+    In 16 bits as under autocast, where PEFT would write an fp32 copy of every input; in fp32 the same bits.
     """
     if layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward(layer, x, *args, **kwargs)

@@ -1,7 +1,6 @@
 """Sample completions: every prompt is read once, its cache is repeated, finished rows leave the batch.
 
-Departure from `generate`: a plain loop over `forward`, because `generate` keeps finished rows and re-reads a prompt
-for each of its completions. Sampling is the same: temperature, then nucleus.
+`generate` would keep finished rows and read a prompt again for each of its completions.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ class Prefix:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values (B, heads, tokens, D) with free room behind them, so that a new token copies nothing else."""
+    """Keys and values (B, heads, tokens, D) with free room behind them: a new token copies nothing else."""
 
     def __init__(self, filled: DynamicLayer):
         super().__init__()
@@ -42,14 +41,15 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.whole = [filled.keys, filled.values]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Append; returns all keys and values so far, as views of what is kept."""
+        """Append; returns all keys and values so far."""
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         for i, new in enumerate((key_states, value_states)):
             if end > self.whole[i].shape[-2]:
                 self.whole[i] = pad_tensor(self.whole[i], (0, 0, 0, end - start + ROOM))
             self.whole[i][..., start:end, :] = new
-        return self._views(end)
+        self.keys, self.values = (whole[..., :end, :] for whole in self.whole)
+        return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only these rows, with their room."""
@@ -57,11 +57,7 @@ class RoomyLayer(DynamicLayer):
         self.keys = self.values = None  # else the old rows stay in memory beside the new ones
         for i in range(2):
             self.whole[i] = self.whole[i][indices]
-        self._views(length)
-
-    def _views(self, length: int):
         self.keys, self.values = (whole[..., :length, :] for whole in self.whole)
-        return self.keys, self.values
 
 
 def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:
@@ -77,10 +73,7 @@ def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:
 
 
 def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """mRoPE positions (3, B, P) of padded prompts, and the position (B, 1) at which text goes on.
-
-    An image makes the latter smaller than the prompt's length.
-    """
+    """mRoPE positions (3, B, P) of padded prompts, and the position (B, 1) at which text goes on."""
     mask = inputs["attention_mask"]
     if "image_grid_thw" not in inputs:
         return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1), mask.sum(-1, keepdim=True)
@@ -89,20 +82,9 @@ def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor
     return positions, mask.sum(-1, keepdim=True) + deltas
 
 
-def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
-    """The prompts without repeats, and for each given prompt (B,) which of them it is."""
-    first: dict[tuple, int] = {}
-    rows = [first.setdefault((text, id(features)), len(first)) for text, features in prompts]
-    kept = {row: prompt for row, prompt in zip(rows, prompts)}
-    return list(kept.values()), torch.tensor(rows)
-
-
 @dataclass
 class Rollouts:
-    """Completions of B = prompts x num_generations rows, those of one prompt side by side.
-
-    completion_ids (B, C) right-padded, completion_mask (B, C) with the end token, texts (B).
-    """
+    """Ids (B, C), masks (B, C) with the end token, and texts (B); completions of one prompt are neighbours."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
@@ -118,12 +100,12 @@ def forbidden_ids(model) -> list[int]:
 def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
     """One token for each row of logits (B, V); temperature 0 takes the most likely one.
 
-    top_p keeps the smallest set of most likely tokens whose probability reaches it (and tokens that tie with its
-    last). Nothing is sorted: a token drawn from all is kept if the more likely ones together stay below top_p,
-    else drawn again, which leaves the same distribution. FloatingPointError where logits are not numbers.
+    top_p keeps the smallest set of most likely tokens whose probability reaches it. Nothing is sorted: a token drawn
+    from all is kept if the more likely ones together stay below top_p, else drawn again, which leaves the same
+    distribution. FloatingPointError where logits are not numbers.
     """
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if top_p <= 0:
+        raise ValueError("top_p must be above 0: nothing would be drawn")
     if not logits.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
     if temperature == 0:
@@ -137,12 +119,8 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
         spot = torch.rand(len(open_rows), 1, generator=generator, device=logits.device) * cumulated[:, -1:]
         token = torch.searchsorted(cumulated, spot, right=True).clamp(max=logits.shape[-1] - 1)
         own = probabilities.gather(-1, token)
-        kept = own.squeeze(-1) > 1.001 - top_p  # then all others together are below top_p, and need not be added up
-        rare = (~kept).nonzero().squeeze(-1)
-        if len(rare):
-            others, own = probabilities[rare], own[rare]
-            more_likely = torch.where(others > own, others, 0).sum(-1, keepdim=True)
-            kept[rare] = ((more_likely < top_p) & (own > 0)).squeeze(-1)
+        more_likely = torch.where(probabilities > own, probabilities, 0).sum(-1, keepdim=True)
+        kept = ((more_likely < top_p) & (own > 0)).squeeze(-1)
         drawn[open_rows[kept]] = token[kept, 0]
         open_rows, probabilities, cumulated = open_rows[~kept], probabilities[~kept], cumulated[~kept]
     return drawn
@@ -155,8 +133,8 @@ def rollout(
 ) -> Rollouts:  # fmt: skip
     """Sample `num_generations` completions of each (question, features) prompt, in batches that fit.
 
-    min_new_tokens: how many tokens of a completion cannot be the one that ends it.
-    A batch that does not fit into memory is sampled again in halves, and the profile's rollout_batch stays so.
+    min_new_tokens: how many tokens of a completion cannot end it. A batch that does not fit into memory is sampled
+    again in halves, and the profile's rollout_batch stays so.
     """
     limit = max_new_tokens or policy.profile.max_new_tokens
     per, start = max(1, policy.profile.rollout_batch // num_generations), 0
@@ -177,8 +155,8 @@ def rollout(
             if fits < per:
                 per, policy.profile = fits, replace(policy.profile, rollout_batch=fits * num_generations)
     tokenizer = policy.processor.tokenizer
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return Rollouts(pad(rows, tokenizer.pad_token_id, "right"), pad([[1] * len(r) for r in rows], 0, "right"), texts)
+    ids, mask = pad(rows, tokenizer.pad_token_id, "right"), pad([[1] * len(r) for r in rows], 0, "right")
+    return Rollouts(ids, mask, tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 
 def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit, shortest) -> list[list[int]]:

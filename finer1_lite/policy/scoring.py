@@ -1,18 +1,15 @@
-"""Log-probabilities of given completions under the policy, for one image or another.
+"""Log-probabilities of given completions under the policy; completions of one prompt share it.
 
-Completions of one prompt share it, in one of two ways that give the same numbers and gradients as one padded row for
-each completion. Without checkpointing: the prompt is read once and its cache is repeated. With it a cache cannot be
-kept, so the completions stand behind their prompt in one packed row, [prompt | c1 | c2 ...], where a mask hides them
-from each other and positions start anew for each.
+Without checkpointing the prompt is read once and its cache is repeated. With it no cache can be kept, so completions
+stand behind their prompt in one packed row, [prompt | c1 | c2 ...], where a mask hides them from each other.
 """
 
 import torch
-from torch.nn.functional import pad as pad_tensor
 
 from ..logprobs import chunked_logps
 from .inputs import Prompt, model_inputs, pad, prompt_ids
 from .load import Policy
-from .rollout import distinct, prompt_positions, read_prompts
+from .rollout import prompt_positions, read_prompts
 
 
 def completion_logps(
@@ -28,6 +25,13 @@ def completion_logps(
     states = packed_states if policy.profile.checkpointing else cached_states
     logps = chunked_logps(states(policy, prompts, ids, wanted), policy.head, ids[wanted], temperature=temperature)
     return torch.zeros(wanted.shape, device=device).masked_scatter(wanted, logps)
+
+
+def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
+    """The prompts without repeats, and for each given prompt (B,) which of them it is."""
+    first: dict[tuple, int] = {}
+    rows = [first.setdefault((text, id(features)), len(first)) for text, features in prompts]
+    return list(dict(zip(rows, prompts)).values()), torch.tensor(rows)
 
 
 def cached_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -54,7 +58,7 @@ def packed_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, want
     """As `cached_states`, from one packed row for each distinct prompt."""
     each, owner = distinct(prompts)
     rows = [list(prompt_ids(policy.processor, text, features)) for text, features in each]
-    parts, steps = [[0] * len(row) for row in rows], [[0] * len(row) for row in rows]
+    parts, steps = [[0] * len(row) for row in rows], [[0] * len(row) for row in rows]  # part 0: the prompt
     last, where = [len(row) - 1 for row in rows], []  # of each wanted token, the row and place that predicts it
     for i, (row, n) in enumerate(zip(owner.tolist(), wanted.sum(-1).tolist())):
         if n:  # the last token predicts nothing: it stays out
@@ -68,22 +72,10 @@ def packed_states(policy: Policy, prompts: list[Prompt], ids: torch.Tensor, want
     positions, following = prompt_positions(policy.backbone, inputs)
     part, steps = part.to(ids.device), pad(steps, 0, "right").to(ids.device)
     inputs["position_ids"] = torch.where(part[None] > 0, following[None] + steps[None], positions)
-    inputs["attention_mask"] = packed_mask(part)
+    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=ids.device).tril()
+    mine, theirs = part[:, :, None], part[:, None, :]  # a token sees the prompt and its own part; padding itself
+    seen = earlier & ((theirs == mine) | (theirs == 0)) & ((mine >= 0) | (theirs < 0))
+    inputs["attention_mask"] = seen[:, None]
     hidden = policy.backbone(**inputs, use_cache=False).last_hidden_state
     where = torch.tensor(where, device=ids.device)
     return hidden[where[:, 0], where[:, 1]]
-
-
-def packed_mask(part: torch.Tensor) -> torch.Tensor:
-    """Who may look at whom in packed rows (R, L), as (R, 1, L, L): earlier tokens of the prompt and of the own part.
-
-    part: 0 the prompt, 1, 2, ... the completions, -1 padding (which sees itself, as a softmax needs something).
-    """
-    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=part.device).tril()
-    mine, theirs = part[:, :, None], part[:, None, :]
-    return (earlier & ((theirs == mine) | (theirs == 0)) & ((mine >= 0) | (theirs < 0)))[:, None]
-
-
-def widen(tensor: torch.Tensor, length: int, value) -> torch.Tensor:
-    """Pad (B, C) on the right to (B, length)."""
-    return pad_tensor(tensor, (0, length - tensor.shape[1]), value=value)

@@ -3,10 +3,7 @@
     teacher = Endpoint("Qwen/Qwen2.5-VL-32B-Instruct", data["image"], "runs/answers.jsonl", "http://localhost:8000/v1")
     build_chains(tasks, teacher, teacher, choose_concepts, prompt=explained_prompt)
 
-Each answer is on the disk before it counts, and a killed run goes on without asking again: an answer is found by
-model, settings, prompt, pixels, and whether this was asked for the first, second, ... time. A new `Endpoint` counts
-from the start, so the same calls in the same order give the same texts.
-
+Each answer is on the disk before it counts: a new `Endpoint`, as after a kill, finds those to the same calls there.
 What a request does not say, a server takes from the model's generation_config, where top_k 1 makes all draws equal.
 Start vLLM with `--generation-config vllm`; `transformers serve` samples only where that file says do_sample.
 """
@@ -46,7 +43,7 @@ class EndpointError(RuntimeError):
 
 
 def bounded(image: Image.Image, max_pixels: int) -> Image.Image:
-    """The picture as a viewer shows it, scaled down to at most `max_pixels`."""
+    """The picture upright and in RGB, scaled down to at most `max_pixels`."""
     image = as_rgb(image)
     scale = min(1, (max_pixels / (image.width * image.height)) ** 0.5)
     return image.resize([max(1, int(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
@@ -55,13 +52,11 @@ def bounded(image: Image.Image, max_pixels: int) -> Image.Image:
 class Endpoint:
     """A `cot.build.Sampler`: (image index, prompt) pairs to texts, in the order asked.
 
-    images: anything that gives a PIL image for `images[i]`. store: the file of answers. key_variable: the environment
-    variable with the key, which is never stored or shown; a server on this machine needs none. max_pixels: larger
-    pictures are scaled down. concurrency: requests under way at once. timeout: seconds for one request. max_retries:
-    more tries after 429, 5xx or no connection. price: of a million (prompt, completion) tokens. usage: "requests"
-    answered so far, "prompt_tokens", "completion_tokens". An answer that was cut off, filtered or empty becomes "",
-    which quality control rejects. ImportError without the openai package, ValueError without a key, EndpointError
-    where the server cannot be used; call again, or make a new Endpoint, and it goes on from there.
+    images: PIL images by index. store: the file of answers. key_variable: the environment variable with the key,
+    which is never stored or shown; a server on this machine needs none. max_pixels: larger pictures are scaled down.
+    timeout: seconds for one request. max_retries: more tries after 429, 5xx or no connection. price: of a million
+    (prompt, completion) tokens. An answer that was cut off, filtered or empty becomes "", which is no chain.
+    ValueError without a key, EndpointError where the server cannot be used; a second call goes on from there.
     """
 
     def __init__(
@@ -70,10 +65,8 @@ class Endpoint:
         max_pixels: int = 1280 * 28 * 28, concurrency: int = 8, timeout: float = 120.0, max_retries: int = 5,
         price: tuple[float, float] | None = None,
     ):  # fmt: skip
-        try:
-            import openai
-        except ImportError:
-            raise ImportError('a teacher behind an address needs: pip install "finer1_lite[teacher]"') from None
+        import openai  # pip install "finer1_lite[teacher]"
+
         key, url = os.environ.get(key_variable, "").strip(), base_url or os.environ.get("OPENAI_BASE_URL", "")
         if not key and urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1"):
             key = "no-key-needed"
@@ -106,8 +99,8 @@ class Endpoint:
         self._fetch([(key, *pair) for key, pair in zip(keys, asked) if key not in known])
         self._asked = counted  # not before: a call that failed may be made again
         answers = {row["key"]: row for row in self.store.rows}
-        if reasons := Counter(answers[key]["unusable"] for key in keys if answers[key]["unusable"]):
-            said = f"{reasons.total()} of {len(keys)} answers cannot be used ({dict(reasons)})"
+        if why := Counter(answers[key]["unusable"] for key in keys if answers[key]["unusable"]):
+            said = f"{why.total()} of {len(keys)} answers cannot be used ({dict(why)})"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
         return [answers[key]["text"] for key in keys]
 

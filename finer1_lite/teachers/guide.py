@@ -1,10 +1,7 @@
 """Chains from a table of what each class looks like: for who has a field guide, but no large teacher.
 
-Many data sets come with one (CUB's attributes, a flora, a catalogue), and a text model can write it. The chain's
-parts follow from the table: what is seen, the classes that share most of it, what each of them has instead.
-
-Departure from the paper: the analysis tells what the class looks like, not what this image shows. Parts that are
-hidden in the image are named all the same, so a student learns to guess them.
+Departure from the paper: the analysis tells what the class looks like, not what this image shows, so a student learns
+to guess the parts that are hidden in the image.
 """
 
 import csv
@@ -16,10 +13,8 @@ from ..cot.concepts import split_concepts
 
 
 def read_guide(path: str | Path) -> dict[str, list[str]]:
-    """A CSV file with the columns `name` and `looks`: each class with the phrases of its looks.
-
-    ValueError, with the line, for a class without looks or named twice, and without the two columns.
-    """
+    """A CSV file with the columns `name` and `looks`: each class with the phrases of its looks. ValueError, with the
+    line, for a class without looks or named twice, and without the two columns."""
     guide: dict[str, list[str]] = {}
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)

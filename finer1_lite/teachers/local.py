@@ -3,8 +3,7 @@
     teacher = LocalTeacher.from_pretrained("Qwen/Qwen2.5-VL-32B-Instruct", data["image"], four_bit=True)
     build_chains(tasks, teacher, teacher, choose_concepts, prompt=explained_prompt)
 
-`policy.rollout` is faster, but reads Qwen2.5-VL only. A model's own generation_config is not followed: temperature
-and top_p alone say how a text is drawn.
+`policy.rollout` is faster, but reads Qwen2.5-VL only. A model's own generation_config is not followed.
 """
 
 from collections.abc import Sequence
@@ -23,9 +22,8 @@ from .endpoint import bounded
 class LocalTeacher:
     """A `cot.build.Sampler`: (image index, prompt) pairs to texts, `batch_size` at a time, halved if memory is short.
 
-    images: anything that gives a PIL image for `images[i]`. temperature 0 takes the most likely tokens. max_pixels:
-    larger pictures are scaled down. Same seed and calls, same texts; other random draws stay as they were.
-    """
+    images: PIL images by index. temperature 0 takes the most likely tokens. max_pixels: larger pictures are scaled
+    down. Same seed and calls, same texts; other random draws stay as they were."""
 
     def __init__(
         self, model, processor, images: Sequence, seed: int = 0, temperature: float = 1.0, top_p: float = 1.0,

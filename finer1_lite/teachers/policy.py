@@ -15,10 +15,8 @@ from ..policy.rollout import rollout
 
 
 def sampler_of(policy: Policy, cache: VisionCache, seed: int, temperature=1.0, kept: Path | None = None) -> Sampler:
-    """The policy as a sampler: (image index, prompt) pairs to texts, a batch at a time; each call draws anew.
-
-    kept: a file for its answers, where a killed run that asks again finds them; each batch then has draws of its own.
-    """
+    """The policy as a sampler: (image index, prompt) pairs to texts, a batch at a time; each call draws anew. kept: a
+    file for its answers, where a killed run that asks again finds them; each batch then has draws of its own."""
     generator = torch.Generator(policy.device).manual_seed(seed)
     size = policy.profile.rollout_batch  # as it is now: a batch that did not fit would cut the next ones otherwise
     if kept:

@@ -3,8 +3,8 @@
     a few chains by hand -> train -> ask the student about its training images -> check -> the good ones join -> again
 
 After STaR (Zelikman et al., arXiv 2203.14465), in place of the paper's Qwen2.5-VL-32B. The student is asked without
-label and concepts, so its chains cannot speak of hidden hints. Departures from STaR: it is not asked again with the
-answer told, as it has not learnt to use a hint; a chain passes the whole quality control, not the answer alone.
+label and concepts. Departures from STaR: it is not asked again with the answer told, as it has not learnt to use a
+hint; a chain passes the whole quality control, not the answer alone.
 """
 
 from collections import Counter
@@ -29,13 +29,12 @@ class Round:
 
 def self_teach(
     tasks: list[Task], seeds: list[dict], train: Callable[[list[dict]], Sampler], rounds: int = 3, tries: int = 4,
-    known_names: Collection[str] | None = None,
+    known_names: Collection[str] = (),
 ) -> Iterator[Round]:  # fmt: skip
-    """Rounds of asking and training; each comes as soon as it is done, so that a caller can save its rows.
+    """Rounds of asking and training; each comes as soon as it is done. ValueError where nothing was accepted yet.
 
-    seeds: chat rows (`chains.chat_row`) that start it; a task whose image has one is not asked. train: chat rows to a
-    student trained on them from the start. Of `tries` chains for a task the first good one is kept, and replaced by
-    that of a later round. ValueError where nothing was accepted yet.
+    seeds: chat rows that start it; a task whose image has one is not asked. train: chat rows to a student trained on
+    them from the start. Of `tries` chains for a task the first good one is kept, until a later round has one.
     """
     given, kept, rows = {row["image_index"] for row in seeds}, {}, list(seeds)
     asked = [task for task in tasks if task.image_index not in given for _ in range(tries)]

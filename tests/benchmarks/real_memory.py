@@ -34,10 +34,10 @@ from .real_size import make_loop, save_random
 from .setting import fixed_length
 
 
-def standing(policy: Policy, tower: bool) -> int:
-    """Bytes that lie in memory for a whole phase: the model, with its tower or without, and Adam's two moments."""
+def standing(policy: Policy) -> int:
+    """Bytes that lie in memory for a whole phase: the model and Adam's two moments."""
     model, moments = policy.model, sum(2 * p.nbytes for p in policy.trainable())
-    tensors = [t for n, t in [*model.named_parameters(), *model.named_buffers()] if tower or ".visual." not in n]
+    tensors = [*model.parameters(), *model.buffers()]
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             state = layer.weight.quant_state
@@ -52,20 +52,20 @@ def measure(profile: Profile, tokens: int, chain: int = 1400, path: Path = RESUL
     memory, start = PeakMemory(), 0.0
     if profile.name == "t4":
         visual.float()
-    lasting = {tower: standing(policy, tower) for tower in (True, False)}
+    lasting = standing(policy)
 
-    def note(phase: str, tower: bool = False) -> None:
+    def note(phase: str) -> None:
         what = {"profile": profile.name, "image_tokens": tokens, "new_tokens": profile.max_new_tokens, "phase": phase}
-        figures = {"counted_gib": (lasting[tower] + memory.peak) / 2**30, "cpu_seconds": time.perf_counter() - start}
+        figures = {"counted_gib": (lasting + memory.peak) / 2**30, "cpu_seconds": time.perf_counter() - start}
         add_rows(path, [what | figures | facts(0)], replaces=list(what))
         print(f"{phase}: {figures['counted_gib']:.2f} GiB counted, {figures['cpu_seconds']:.0f} s", flush=True)
 
-    def run(phase: str, work, tower: bool = False):
+    def run(phase: str, work):
         nonlocal memory, start
         memory, start = PeakMemory(), time.perf_counter()
         with memory:
             made = work()
-        note(phase, tower)
+        note(phase)
         return made
 
     def watched(*args):
@@ -73,7 +73,7 @@ def measure(profile: Profile, tokens: int, chain: int = 1400, path: Path = RESUL
         note("prefill")
         return made
 
-    run("encode", lambda: loop.cache.get(range(min(max(1, PATCHES_AT_ONCE // (4 * tokens)), len(loop.labels)))), True)
+    run("encode", lambda: loop.cache.get(range(min(max(1, PATCHES_AT_ONCE // (4 * tokens)), len(loop.labels)))))
     visual.to(torch.bfloat16)
     loop.cache.get(range(len(loop.labels)))
     with fixed_length(), patch.object(rollout_module, "read_prompts", watched):

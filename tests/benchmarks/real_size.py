@@ -111,7 +111,7 @@ def bound(profile: Profile, config, image_tokens: int, device_name: str) -> floa
 
 def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
     """Seconds of each of `steps` steps of TRL's trainer."""
-    policy, c = load_policy(replace(profile, offload_tower=False)), profile.tapo  # TRL would not fetch the tower
+    policy, c = load_policy(profile), profile.tapo
     n = c.num_anchor + c.num_positive
     step = Step(c.questions, n, profile.max_new_tokens, micro_batch=min(c.micro_batch, c.questions * n))
     asked = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(c.questions * steps)]
