@@ -8,8 +8,7 @@ import logging
 import os
 import sys
 
-# While answers grow, so do the blocks that hold their keys and values. An allocator whose blocks cannot grow keeps
-# each size it ever had, and may hold two or three times what is used. PyTorch reads this when a GPU is first used.
+# Caches grow with the answers: blocks that cannot grow would hold two or three times what is used.
 if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 

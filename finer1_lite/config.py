@@ -108,10 +108,8 @@ def get_profile(name: str) -> Profile:
         raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
     profile = PROFILES[name]
     if profile.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
-            f"profile {name!r} needs a CUDA GPU; set PROFILE = \"cpu\", or on Colab choose Runtime > Change runtime "
-            f"type > GPU. This torch was built for {torch.version.cuda or 'the CPU alone'}"
-        )
+        advice = 'set PROFILE = "cpu", or on Colab choose Runtime > Change runtime type > GPU'
+        raise RuntimeError(f"profile {name!r} needs a CUDA GPU and a torch built for it; {advice}")
     if profile.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(f"profile {name!r} computes in bfloat16, which this card lacks; set PROFILE = \"t4\"")
     return profile

@@ -63,9 +63,8 @@ def _object(line: bytes, where: str, keys: Sequence[str] = ()) -> dict:
 class JsonLines:
     """A file of JSON objects, one a line, that only grows; `rows` holds what was read of it so far.
 
-    Threads and processes may append to one file, a lock file beside it keeps their lines apart; the half line that a
-    killed process left is dropped. keys: what each object must hold. ValueError, with file and line, for a line that
-    is no such object, and if the file got shorter since it was read.
+    Threads and processes may append to one file; the half line that a killed process left is dropped. keys: what each
+    object must hold. ValueError, with file and line, for another line, and if the file got shorter since it was read.
     """
 
     def __init__(self, path: str | Path, keys: Sequence[str] = ()):
@@ -75,10 +74,9 @@ class JsonLines:
 
     def read(self) -> None:
         """Take up what others added."""
-        with self._alone:
-            if self._end or self.path.exists():
-                with self.path.open("rb") as file:
-                    self._read(file)
+        if self._end or self.path.exists():
+            with self._alone, self.path.open("rb") as file:
+                self._read(file)
 
     def _read(self, file) -> None:
         if file.seek(0, os.SEEK_END) < self._end:

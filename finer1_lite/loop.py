@@ -35,10 +35,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`, a safetensors file each.
-
-    every: steps between two of them; a kill loses at most so many. keep: how many stay.
-    """
+    """The checkpoints of one run in `folder`: a safetensors file every `every` steps, of which `keep` stay."""
 
     def __init__(self, folder: str | Path, every: int = 10, keep: int = 2):
         self.folder, self.every, self.keep = Path(folder), every, keep
@@ -63,8 +60,8 @@ class Checkpoints:
             path = write_whole(self.path(step), save(tensors, {"text": text, "sha256": digest(tensors, text)}))
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those before it are "
-                "as they were. Free some space or choose another folder, then train again."
+                f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those before it are as "
+                "they were. Free some space or choose another folder, then train again."
             ) from error
         for old in [s for s in self.steps() if s <= step][: -self.keep]:  # later ones can only be damaged
             self.path(old).unlink()
@@ -97,10 +94,8 @@ class Checkpoints:
             keys = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
             if keys:
                 other = "; ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in keys)
-                raise CheckpointError(
-                    f"the checkpoint of step {step} in {self.folder} is of another run: {other}. Set these back to "
-                    "go on with it, or move that folder away."
-                )
+                advice = "set these back to go on with it, or move that folder away"
+                raise CheckpointError(f"step {step} in {self.folder} is of another run: {other}; {advice}")
             return tensors, text["facts"]
         if damaged:
             names = ", ".join(damaged)
@@ -128,15 +123,6 @@ class Team:
         """The sum of `value` over all processes."""
         return reduce(torch.tensor(float(value), dtype=torch.float64, device=self.device), "sum").item()
 
-    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Sum the gradients over all processes; one without any takes part with zeros."""
-        for p in parameters if self.size > 1 else ():
-            p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
-
-    def everyones(self, value) -> list:
-        """Each process's `value`, by rank."""
-        return [value] if self.size == 1 else gather_object([value])
-
 
 @contextmanager
 def uninterrupted():
@@ -154,9 +140,8 @@ def uninterrupted():
 class Loop:
     """A stage of training: AdamW on the policy's adapter, and `history`, a row of figures for each step so far.
 
-    A stage gives `stage` (its name), `steps` (how many there will be), `collect` (returns what `update` needs, and
-    figures), `update` (with the optimizer's step; returns figures), `position` (as JSON values, what these advance
-    besides) and `go_to` (a position).
+    A stage gives its name `stage`, the number of `steps`, `collect` (returns what `update` needs, and figures),
+    `update` (returns figures), `position` (as JSON values, what these advance besides) and `go_to` (a position).
     """
 
     def __init__(self, policy: Policy, config, max_grad_norm: float, seed: int):
@@ -178,7 +163,8 @@ class Loop:
         skipped: 1 where something was not finite. FloatingPointError after MAX_BAD_STEPS such steps in a row.
         """
         parameters = self.policy.trainable()
-        self.team.sum_gradients(parameters)
+        for p in parameters if self.team.size > 1 else ():  # a process without rows takes part with zeros
+            p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
         self.scaler.scale(torch.zeros((), device=self.policy.device))  # a process without rows has scaled nothing yet
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
@@ -190,8 +176,8 @@ class Loop:
         self.bad_steps = 0 if good else self.bad_steps + 1
         if self.bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{self.bad_steps} steps in a row had a loss ({loss}) or gradient norm ({norm}) that is not finite, "
-                "and were left out. Lower the learning rate or gamma, or cap the KL (LossConfig.kl_cap)."
+                f"{self.bad_steps} steps in a row had a loss ({loss}) or gradient norm ({norm}) that is not finite. "
+                "Lower the learning rate or gamma, or cap the KL (LossConfig.kl_cap)."
             )
         return {"grad_norm": norm, "skipped": float(not good)}
 
@@ -201,8 +187,7 @@ class Loop:
     ) -> list[dict]:  # fmt: skip
         """Go on to `steps` steps; returns the history, each row of which `on_step` gets too, and `log`, a CSV file.
 
-        With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last whole step,
-        and one process alone saves it: of several the others may be anywhere in their step.
+        With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last whole step.
         """
         if checkpoints and not self.history and (saved := checkpoints.load(self.identity())):
             self.restore(*saved)
@@ -225,6 +210,7 @@ class Loop:
             if before and before[0] == len(done):  # inside a step
                 self.go_to(before[1])
                 self.optimizer.zero_grad()
+            # Of several processes the others may be anywhere in their step.
             saved = self._save(checkpoints) if checkpoints and self.team.size == 1 else None
             print(f"stopped after {len(done)} whole steps" + (f", saved in {saved.name}" if saved else "")
                   + "; run this cell again to go on")  # fmt: skip
@@ -253,7 +239,7 @@ class Loop:
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{key}": tensor for key, tensor in moments.items()}
         facts = {
-            "positions": self.team.everyones(self.position()), "history": list(self.history),
+            "positions": gather_object([self.position()]), "history": list(self.history),
             "bad_steps": self.bad_steps, "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, facts

@@ -89,11 +89,9 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
         x = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
         values = [table[g][method] for g in groups]
         error = None if errors is None else np.array([errors[g][method] for g in groups]).T
-        axis.bar(x, values, 0.74 / len(methods), yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
-                 edgecolor="white", label=method)  # fmt: skip
-        tops = values if error is None else values + (error if error.ndim == 1 else error[1])
-        for place, value, top in zip(x, values, tops):
-            axis.text(place, top + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+        drawn = axis.bar(x, values, 0.74 / len(methods), yerr=error, capsize=3, color=COLORS[i], hatch=HATCHES[i % 5],
+                         edgecolor="white", label=method)  # fmt: skip
+        axis.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
     axis.set(ylabel=ylabel, ylim=(0, 1.08))
     axis.set_xticks(range(len(groups)), groups)
     axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
@@ -106,8 +104,8 @@ def texts_beside(images, texts, titles):
     heights = [max(2.2, 0.16 * (1 + min(len(w), 27))) for w in wrapped]
     across = max(len(row) for row in images)
     widths = [1.9] * across + [6.256]
-    ratios = {"width_ratios": widths, "height_ratios": heights}
-    figure, axes = _panels(len(texts), across + 1, figsize=(sum(widths), sum(heights)), gridspec_kw=ratios)
+    figure, axes = _panels(len(texts), across + 1, figsize=(sum(widths), sum(heights)), width_ratios=widths,
+                           height_ratios=heights)  # fmt: skip
     for i, row in enumerate(images):
         *places, beside = axes[i * (across + 1) : (i + 1) * (across + 1)]
         for axis, image, title in zip(places, row, titles[i]):

@@ -1,8 +1,7 @@
 """The steps that chapters and studies share: from labels to chains, rows, look-alikes, and a whole run of stage 2."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,8 +42,8 @@ def make_chains(base: Sampler, teacher: Sampler, labels: list[str], seed: int) -
 def chain_rows(tasks: list[Task], built: Built) -> list[dict]:
     """Accepted chains as chat rows, with the student's prompt and completion."""
     pairs = [(tasks[attempt.task], attempt.chain) for attempt in built.accepted]
-    return [chat_row(task.image_index, task.label, instructed(task.question), to_completion(spelt(chain, task.label)))
-            for task, chain in pairs]  # fmt: skip
+    return [chat_row(t.image_index, t.label, instructed(t.question), to_completion(spelt(chain, t.label)))
+            for t, chain in pairs]  # fmt: skip
 
 
 def sft_rows(rows: list[dict], cache: VisionCache) -> list[Row]:
@@ -74,8 +73,7 @@ def dapo_setting(profile: Profile):
 
 def reinforce(
     policy: Policy, cache: VisionCache, labels: list[str], config, loss: LossConfig, seed: int,
-    log: Path | None = None, on_step: Callable[[dict], None] | None = None,
-    negative: str = "similar", confusion: ConfusionCounts | None = None, **asked,
+    log=None, on_step=None, negative="similar", confusion: ConfusionCounts | None = None, **asked,
 ) -> Tapo:  # fmt: skip
     """Train `policy` in place with DAPO or TAPO; returns the loop. asked: `reward` and `ask` of `Tapo`."""
     sampler = TripletSampler(labels, look_alike_classes(cache, labels), seed, negative=negative, confusion=confusion)

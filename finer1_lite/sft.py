@@ -29,8 +29,7 @@ def train_sft(
 ) -> list[dict]:  # fmt: skip
     """Train the policy's adapter on (question, seen, answer) rows, in place; returns a row of figures for each step.
 
-    The loss of a step is the mean over all its answer tokens, however it is cut into micro-batches. `log`, `on_step`
-    and `checkpoints`: see `Loop.train`. ValueError without rows.
+    A step's loss is the mean over all its answer tokens. The rest: `Loop.train`. ValueError without rows.
     """
     if not rows:
         raise ValueError("no rows to train on: did quality control reject every chain?")

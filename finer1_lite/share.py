@@ -4,7 +4,6 @@ import gc
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from peft import PeftModel
@@ -19,35 +18,36 @@ from .use import BARE_PROMPT, PROMPT
 METHOD_NAMES = {"sft_answers": "SFT on answers", "cot_sft": "CoT SFT", "dapo": "DAPO", "tapo": "TAPO"}
 CARD = Path(__file__).with_name("card.md")
 TINY = str(ASSETS / "base")
-QWEN_TERMS = f"https://huggingface.co/{QWEN_3B}/blob/main/LICENSE"
+TERMS = f"https://huggingface.co/{QWEN_3B}/blob/main/LICENSE"
+UNKNOWN = {"license": "unknown"}, "That of the base; look it up before you pass this on."
 LICENCES = {  # base -> what the Hub reads, what a person reads
     TINY: ({"license": "mit"}, "MIT, like the base, which finer1_lite pre-trained itself."),
-    QWEN_3B: (
-        {"license": "other", "license_name": "qwen-research", "license_link": QWEN_TERMS},
-        f"Improved using Qwen. The base's [Qwen Research License]({QWEN_TERMS}) holds: no commercial use.",
-    ),
-    None: ({"license": "unknown"}, "That of the base; look it up before you pass this on."),  # any other
-}
+    QWEN_3B: ({"license": "other", "license_name": "qwen-research", "license_link": TERMS},
+              f"Improved using Qwen. The base's [Qwen Research License]({TERMS}) holds: no commercial use."),
+}  # fmt: skip
 
 
-def model_card(
-    profile: Profile, method: str, data: str, results: pd.DataFrame | None = None, merged: bool = False,
-    prompt: str | None = None,
-) -> str:  # fmt: skip
+def model_card(profile: Profile, method: str, data: str, results=None, merged=False, prompt=None) -> str:
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
-    profile: `policy.profile`. data: what it was trained on, in your words. results: rows of a results file, of the
-    seed of the adapter. prompt: the question as in training (default: about birds). ValueError for another method.
+    data: what it was trained on, in your words. results: table of a results file, of the seed of the adapter.
+    prompt: the question as in training (default: about birds). ValueError for another method.
     """
     if method not in METHOD_NAMES:
         raise ValueError(f"no adapter comes from {method!r}; choose one of: {', '.join(METHOD_NAMES)}")
+    rows = []
+    if results is not None:
+        table = results[(results.metric == "accuracy") & (results.method == method)]
+        if table.empty:
+            raise ValueError(f"results without accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
+        rows = [(*group, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
+                for group, part in table.groupby(["protocol", "split"])]  # fmt: skip
     name = METHOD_NAMES[method]
     stages = {name: profile.sft_answers} if method == "sft_answers" else {"CoT SFT": profile.sft}
     if method in ("dapo", "tapo"):
         config, loss = (profile.tapo, profile.loss) if method == "tapo" else dapo_setting(profile)
         stages |= {name: config, f"{name}'s loss": loss}
-    settings = {stage: asdict(values) for stage, values in stages.items()}
-    hub, licence = LICENCES.get(profile.model_id, LICENCES[None])
+    hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
     metadata = ModelCardData(
@@ -62,26 +62,12 @@ def model_card(
         data=data, tiny=profile.model_id == TINY, version=__version__,
         question=prompt or (PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
-        stages=settings | {"made with": versions()}, rows=_accuracies(results, method), licence=licence,
+        stages={stage: asdict(values) for stage, values in stages.items()} | {"made with": versions()},
+        rows=rows, licence=licence,
     ))  # fmt: skip
 
 
-def _accuracies(results: pd.DataFrame | None, method: str) -> list[tuple]:
-    if results is None:
-        return []
-    rows = results[(results.metric == "accuracy") & (results.method == method)]
-    if rows.empty:
-        raise ValueError(f"the results hold no accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
-    return [
-        (protocol, split, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
-        for (protocol, split), part in rows.groupby(["protocol", "split"])
-    ]
-
-
-def save_for_sharing(
-    policy: Policy, folder: str | Path, method: str, data: str, results: pd.DataFrame | None = None,
-    prompt: str | None = None,
-) -> Path:  # fmt: skip
+def save_for_sharing(policy: Policy, folder: str | Path, method: str, data: str, results=None, prompt=None) -> Path:
     """Write adapter (safetensors), processor and `model_card`: all that a stranger needs besides the base."""
     card = model_card(policy.profile, method, data, results, prompt=prompt)  # first: an error leaves no folder
     policy.save(folder)
@@ -91,9 +77,8 @@ def save_for_sharing(
 def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card: str) -> Path:
     """Write base + adapter as one model in bfloat16 with its processor; plain transformers loads the folder.
 
-    The base is loaded anew, on the profile's device, as the adapter met it: NF4's weights are unpacked, rounding
-    included, and the adapter is added to those. So the merged model is the one that was evaluated, but for bfloat16;
-    the original weights would make another one. card: see `model_card(merged=True)`.
+    NF4's weights are unpacked, rounding included, and the adapter is added to those: so the merged model is the one
+    that was evaluated, but for bfloat16. card: see `model_card(merged=True)`.
     """
     if not (Path(adapter) / "adapter_config.json").exists():
         raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")

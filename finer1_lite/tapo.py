@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import TapoConfig
@@ -140,10 +141,7 @@ class Tapo(Loop):
             return current, old, under([g.triplet.negative for g in rows.groups])
 
     def update(self, groups: list[Group]) -> dict[str, float]:
-        """One optimizer step on this process's `groups`; returns the loss's parts and what `Loop.step` returns.
-
-        Without any group in any process nothing is done, and nothing returned.
-        """
+        """One optimizer step on this process's `groups`; returns its figures, none if no process has a group."""
         if not self.team.sum(len(groups)):
             return {}
         self.policy.scoring_mode()
@@ -153,11 +151,10 @@ class Tapo(Loop):
         if groups:
             mine, fits = halved_until_it_fits(run, self.config.micro_batch, "rows of a micro-batch (micro_batch)")
             self.config = replace(self.config, micro_batch=fits)
-        metrics = _added(self.team.everyones(mine))
+        metrics = _added(gather_object([mine]))
         return metrics | self.step(metrics["loss"])
 
     def _gradients(self, groups: list[Group], items: float, micro_batch: int) -> dict[str, float]:
-        """Gradients in parts of `micro_batch` rows at most; returns the loss's parts."""
         self.optimizer.zero_grad()  # an earlier try may have run out of memory
         rows = Rows.of(groups, self.config.num_anchor)
         loss, device = self.loss, self.policy.device
@@ -172,10 +169,8 @@ class Tapo(Loop):
         for part in parts:
             picked, i = rows.pick(part), slice(part.start, part.stop)
             current, old, negative = self.score(picked)
-            value, metrics = tapo_loss(
-                current, old, advantages[i], picked.completion_mask.to(device), negative, loss, num_items=items,
-                correct=correct[i],
-            )  # fmt: skip
+            mask, counted = picked.completion_mask.to(device), {"num_items": items, "correct": correct[i]}
+            value, metrics = tapo_loss(current, old, advantages[i], mask, negative, loss, **counted)
             self.backward(value)
             figures.append(metrics)
         return _added(figures)
@@ -192,7 +187,7 @@ class Tapo(Loop):
         self.generator.set_state(torch.tensor(position["generator"], dtype=torch.uint8))
 
     def identity(self) -> dict:
-        """What must be the same for a checkpoint of this loop to fit; the number of steps may grow."""
+        """What must be the same for a checkpoint to fit; the number of steps may grow."""
         reward, asked = getattr(self.reward, "func", self.reward).__name__, self.ask(np.random.default_rng(0))
         run = {"start": self.start, "data": self.sampler.state_dict()["labels"], "loss": asdict(self.loss)}
         return super().identity() | run | {"reward": reward, "question": asked}

@@ -23,16 +23,13 @@ PROMPT, BARE_PROMPT = instructed(QUESTIONS[0]), instructed(QUESTIONS[0], think=F
 @dataclass(frozen=True)
 class Classified:
     """One picture of a folder: the `answer` and the `chain` before it, or `error`, why there is no answer."""
-
     path: Path
     answer: str | None
     chain: str
     error: str | None = None
 
 
-def classify_batches(
-    policy: Policy, folder: str | Path, prompt: str = PROMPT, batch_size: int = 0
-) -> Iterator[list[Classified]]:
+def classify_batches(policy: Policy, folder: str | Path, prompt=PROMPT, batch_size=0) -> Iterator[list[Classified]]:
     """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
     prompt: with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's `eval_batch`. A picture
@@ -73,10 +70,7 @@ def read_answer(path: Path, text: str) -> Classified:
 
 
 def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> Iterator[str]:
-    """The greedy answer to one picture in pieces, as they are written; joined, they are the whole text.
-
-    `generate` runs in a thread of its own. It stops when the caller stops reading, and what it raises is raised here.
-    """
+    """The greedy answer to one picture in pieces, as they are written; it stops when the caller stops reading."""
     tokenizer, stop, seen = policy.processor.tokenizer, Event(), see(policy, as_rgb(image))
     ids = pad([prompt_ids(policy.processor, prompt, seen)], tokenizer.pad_token_id, "left")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

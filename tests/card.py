@@ -1,9 +1,6 @@
-"""A pretended card: tensors that say they lie on `card:0`, and that complain as CUDA does.
+"""A pretended card: tensors that say they lie on `card:0`, and that complain as CUDA does where one meets the CPU.
 
-Each `OnCard` holds an ordinary tensor, on which every operation is really done, so results are exact. But it reports
-the device `card:0`, and an operation that mixes it with a tensor of the CPU fails where CUDA would fail: a mask left
-on the CPU, an index on the wrong side, `numpy()` without `cpu()`. It says nothing about kernels, speed and memory.
-"""
+Every operation is really done, on the CPU, so results are exact; nothing is said about kernels, speed and memory."""
 
 from contextlib import contextmanager
 from threading import Thread
@@ -18,8 +15,6 @@ NAME = "card"
 
 
 class Backend(_DummyBackendModule):
-    """What PyTorch asks a kind of device for."""
-
     def get_amp_supported_dtype(self):
         return [torch.float16, torch.bfloat16]
 

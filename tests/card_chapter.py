@@ -1,10 +1,4 @@
-"""Runs the code of one chapter on the pretended card, with the small values of its tests.
-
-    FINER1_RUNS=/tmp/runs python tests/card_chapter.py 04_tapo l4
-
-The bird world and its tiny model, but on the card, and in the precision and with the switches of the GPU profile that
-is named. Prints the first cells that fail, and their number.
-"""
+"""A chapter on the pretended card as a GPU: FINER1_RUNS=/tmp/runs python tests/card_chapter.py 04_tapo l4"""
 
 import json
 import os

@@ -1,10 +1,6 @@
-"""Both stages of training on the pretended card, and the same on the CPU; prints figures as JSON.
+"""Both stages of training on the pretended card and on the CPU, in fp32, with the switches of a GPU profile.
 
-    python tests/card_run.py l4
-
-In fp32, and with the switches of the GPU profile that is named. The card must give the CPU's figures: the same
-operations are done, only their place is another. Beside them, what the card says to code that forgets places.
-"""
+    python tests/card_run.py l4    # prints figures as JSON; the card must give the CPU's"""
 
 import json
 import sys

@@ -1,14 +1,10 @@
-"""What the benchmark counts, without a clock: image patches, decoded rows, floating-point operations.
-
-The steps are those of `tests/benchmarks`, only smaller. The plain way is what a loop without our shortcuts does:
-pixels of every rollout's image, one padded row for each rollout, the library's own `generate`.
-"""
+"""What the benchmark counts, beside a plain loop: pixels of every rollout's image, one padded row for each."""
 
 from contextlib import nullcontext
 
 import pytest
 import torch
-from benchmarks.measure import Meter, PeakMemory, add_rows, together
+from benchmarks.measure import Meter, PeakMemory, together
 from benchmarks.setting import OurSide, Step, TheirSide, fixed_length, their_rows
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,13 +94,6 @@ def test_both_sides_get_the_same_prompts_and_lengths():
     ours = sum(len(g.texts) * (tokens + STEP.max_new_tokens) for g, tokens in zip(groups, read))
     assert theirs.trainer.state.num_input_tokens_seen == ours
     assert meter.patches == 2 * STEP.rollouts * STEP.patches_per_image
-
-
-def test_rows_replace_those_of_the_same_place(tmp_path):
-    for names in ("aa", "b", "a"):
-        rows = [{"machine": name, "x": i} for i, name in enumerate(names)]
-        table = add_rows(tmp_path / "rows.csv", rows, replaces=["machine"])
-    assert table.to_dict("list") == {"machine": ["b", "a"], "x": [0, 0]}
 
 
 def test_peak_memory_counts_what_is_alive_and_no_weights():

@@ -1,7 +1,4 @@
-"""What a GPU would mind first, without one: everything is where it is used. See `card.py`.
-
-In processes of their own, because a kind of device cannot be taken back.
-"""
+"""What a GPU would mind first, without one (`card.py`); in processes, as a device cannot be taken back."""
 
 import json
 import os
@@ -22,7 +19,6 @@ CASES = [(chapter, "l4") for chapter in CHAPTERS] + [("04_tapo", "t4"), ("04_tap
 
 
 def run(script, *arguments, **environment):
-    """The finished process, whatever became of it."""
     environment |= {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=3600, env=os.environ | environment)

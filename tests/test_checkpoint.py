@@ -76,11 +76,7 @@ def straight(data):
     return loop.state()[0], untimed(history), history[-1]["seconds"]
 
 
-# ---- SIGKILL
-
-
 def run_to_the_end(loop: Tapo, folder: Path) -> None:
-    """The training of a process that may be killed at any point of it."""
     loop.train(checkpoints=Checkpoints(folder / "checkpoints", every=1))
     save_file(loop.state()[0], folder / "end")
 
@@ -107,9 +103,6 @@ def test_kills_at_random_points_change_nothing(data, straight, tmp_path, kills):
         left = sorted(p.name for p in (folder / "checkpoints").iterdir())
         assert left == ["step-000005.safetensors", "step-000006.safetensors"]
     assert kills == 2 or len(set(last)) > 3, f"all kills struck at steps {last}"
-
-
-# ---- Ctrl-C
 
 
 @pytest.fixture(autouse=True)
@@ -180,8 +173,6 @@ def test_interrupted_sft_goes_on_bit_for_bit(data, tmp_path):
         train(checkpoints=checkpoints)
 
 
-# ---- what is on disk
-
 RUN = {"profile": "cpu"}
 
 
@@ -191,7 +182,6 @@ def put(checkpoints: Checkpoints, step: int, value: float) -> Path:
 
 @pytest.fixture
 def three(tmp_path):
-    """Checkpoints of three steps, of which two stay."""
     checkpoints = Checkpoints(tmp_path / "run", every=1, keep=2)
     for step in (1, 2, 3):
         put(checkpoints, step, step)
@@ -227,9 +217,12 @@ def test_a_damaged_checkpoint_is_named_and_left_and_the_one_before_is_taken(thre
     assert three.steps() == [2, 3]
 
 
-def test_another_run_is_refused_by_name(three, data):
+def test_another_run_or_library_version_is_refused_by_name(three, data, monkeypatch):
     with pytest.raises(CheckpointError, match="of another run: profile was 'cpu' and is 'l4'"):
         three.load({"profile": "l4"})
+    with monkeypatch.context() as other, pytest.raises(CheckpointError, match="peft was .* and is .99."):
+        other.setitem(loop_module.VERSIONS, "peft", "99")
+        three.load(RUN)
     loop = make_loop(data)
     one = loop.identity()
 
@@ -251,12 +244,6 @@ def test_another_run_is_refused_by_name(three, data):
     assert differs(like()) == {"start"}  # another adapter to begin with
 
 
-def test_another_library_version_is_refused(three, monkeypatch):
-    monkeypatch.setitem(loop_module.VERSIONS, "peft", "99")
-    with pytest.raises(CheckpointError, match="peft was .* and is '99'"):
-        three.load(RUN)
-
-
 def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -265,9 +252,6 @@ def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, mo
     with pytest.raises(CheckpointError, match="step 4 was not written.*No space.*are as they were"):
         put(three, 4, 4)
     assert len(list(three.folder.iterdir())) == 2 and three.load(RUN)[1] == {"n": 3}
-
-
-# ---- bad steps, little memory
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(data):

@@ -29,9 +29,6 @@ def tagged(**changes):
     return "\n".join(f"<{part}> {text} </{part}>" for part, text in (GOOD | changes).items())
 
 
-# ---- concepts
-
-
 def test_split_concepts():
     assert K.split_concepts("red crown, brown back.") == ["red crown", "brown back"]
     assert K.split_concepts("Red crown.\nred crown; long tail! ") == ["red crown", "long tail"]
@@ -75,9 +72,6 @@ def test_choose_concepts_keeps_what_is_stable_and_rare():
     assert "short tail" not in kept  # once here, and of all others
     with pytest.raises(ValueError, match=r"image\(s\) \[1\]"):
         K.choose_concepts([["red crown"], ["", " . "]])
-
-
-# ---- the four parts
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -157,9 +151,6 @@ def test_prose_errors_name_the_heading_or_the_frame(change, message):
 ])  # fmt: skip
 def test_forms_of_a_candidate_list(text):
     assert C.read_chain(tagged(options=text)).options == ["Sage Thrasher", "Brown Thrasher"]
-
-
-# ---- quality control
 
 
 @pytest.mark.parametrize("reasons, changes", [
@@ -308,14 +299,6 @@ def test_build_chains_is_deterministic_and_gives_up():
     assert len(teacher.calls) == 2
     teacher, built = build(2, rate=0.0)
     assert built.rejected == [] and len(teacher.calls) == 2  # all done after one round
-
-
-def test_a_sampler_that_loses_texts_is_an_error():
-    teacher = Sampled(0)
-    with pytest.raises(ValueError, match="shorter"):
-        T.build_chains(tasks(), teacher.describe, lambda p: teacher.write(p)[1:], K.choose_concepts)
-    with pytest.raises(ValueError, match="shorter"):
-        T.build_chains(tasks(), lambda p: teacher.describe(p)[1:], teacher.write, K.choose_concepts)
 
 
 def test_a_large_teacher_is_told_what_each_part_is():

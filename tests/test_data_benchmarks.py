@@ -182,10 +182,3 @@ def test_pets_are_spelt_as_in_the_released_files(tmp_path):
     assert {e.label for e in oxford_pets(tmp_path)} == breeds
 
 
-def test_cars_are_spelt_as_in_the_released_file(tmp_path):
-    names = sorted(released("car_seen"))
-    cars(tmp_path)
-    save(tmp_path / "devkit" / "cars_meta.mat", class_names=cell(names))
-    rows = [("1.jpg", number) for number in range(1, len(names) + 1)]
-    save(tmp_path / "devkit" / "cars_train_annos.mat", annotations=annotations(rows))
-    assert [e.label for e in stanford_cars(tmp_path) if e.split == "train"] == names

@@ -111,15 +111,6 @@ def test_dataset_info_keeps_what_others_entered(tmp_path):
     assert turns[0][tags["content_tag"]] == "Think." and LLAMA[entry["columns"]["images"]] == ["images/a.jpg"]
 
 
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
-@each_form
-def test_the_released_chains_go_through_every_form(form):
-    for released in json.loads((RELEASED / "stage1_chains_202.json").read_text()):
-        ours = from_chat(released, "llama_factory")
-        assert ours["system"].startswith("A conversation between User and Assistant")
-        assert to_llama_factory(from_chat(to_chat(ours, form), form)) == released
-
-
 @each_form
 def test_each_form_goes_through_a_data_set(form):
     rows = [row(), row(label="Tit")]
@@ -145,7 +136,6 @@ def test_trl_reads_our_row_as_our_own_prompt(tmp_path):
 
 
 def birds(folder=None):
-    """Three rows; with a folder their pictures are files in it."""
     pictures = [Picture.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(3)]
     for i, picture in enumerate(pictures if folder else ()):
         picture.save(folder / f"{i}.png")

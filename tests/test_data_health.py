@@ -47,8 +47,9 @@ def birds():
     return dataset(*zip(*drawn))
 
 
-def test_different_birds_are_no_duplicates_at_the_default(birds):
-    pairs = check_health(birds, max_distance=80).duplicates  # the nearest are well beyond it
+def test_different_birds_are_no_duplicates(birds, monkeypatch):
+    monkeypatch.setattr("finer1_lite.data.health.MAX_DISTANCE", 80)  # the nearest are well beyond its own
+    pairs = check_health(birds).duplicates
     assert pairs["distance"].min() >= MAX_DISTANCE + 8
     assert (pairs["label_a"] == pairs["label_b"]).any() and (pairs["label_a"] != pairs["label_b"]).any()
 

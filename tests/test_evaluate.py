@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
@@ -14,8 +15,7 @@ from finer1_lite.evaluate.statistics import (
     COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_error, subset_of, table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import Policy, add_adapter, load_base
-from finer1_lite.prompts import make_options
+from finer1_lite.policy.load import Policy, add_adapter, fingerprint, load_base
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
 
 
@@ -31,14 +31,6 @@ from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
 def test_only_the_answer_is_judged(text, correct, strict):
     made = judge(3, "tunan tarn", True, text)
     assert (made.correct, made.strict, made.index) == (correct, strict, 3)
-
-
-def test_options_are_the_label_and_its_look_alikes_in_every_order():
-    nearest = {"a": list("bcdef")}
-    drawn = [make_options("a", nearest, np.random.default_rng(seed)) for seed in range(200)]
-    assert all(sorted(options) == list("abcd") for options in drawn)
-    places = np.bincount([options.index("a") for options in drawn], minlength=4)
-    assert places.min() > 25  # 50 expected at each place
 
 
 def test_rows_hold_each_split_apart():
@@ -74,7 +66,7 @@ def test_bootstrap_draws_seeds_again_too():
 
 @pytest.fixture(scope="module")
 def birds():
-    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 0, False: 0}})["val"]
+    return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 0}})["val"]
 
 
 def test_the_base_model_describes_and_cannot_name(birds):
@@ -110,7 +102,6 @@ class Watched(VisionCache):
 
 @pytest.fixture(scope="module")
 def small(birds):
-    """The base, twelve pictures, prompts of many lengths."""
     policy = load_base(replace(get_profile("cpu"), eval_batch=4, max_new_tokens=20))
     data = birds.select(range(0, 156, 13))
     prompts = [text + " Please." * (i % 5) for i, text in enumerate(prompts_for(data["label"], False, 0))]
@@ -119,7 +110,6 @@ def small(birds):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """An evaluation that nothing disturbed, and its file."""
     policy, data, prompts = small
     path = tmp_path_factory.mktemp("whole") / "base_open.jsonl"
     return ask(policy, Watched(policy, data["image"]), data, prompts, path=path), path
@@ -171,11 +161,8 @@ def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change):
     assert load_predictions(path) == made  # and nothing is lost
 
 
-def test_a_file_that_is_none_is_refused(small, tmp_path):
+def test_each_picture_needs_its_prompt(small):
     policy, data, prompts = small
-    (tmp_path / "a.jsonl").write_text('{"index": 0}\n')
-    with pytest.raises(ValueError, match="a.jsonl, line 1: should be an object with index, label"):
-        ask(policy, Watched(policy, data["image"]), data, prompts, path=tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="11 prompts, 12 labels and 12 images"):
         ask(policy, Watched(policy, data["image"]), data, prompts[:11])
 
@@ -236,3 +223,11 @@ def test_the_table_shows_the_spread_of_several_seeds():
     text = table(pd.DataFrame(rows))
     assert text.count("55.0 (50-60)") == 20 and [m for m in METHODS if f"`{m}`" in text] == list(METHODS)
     assert "(" not in table(pd.DataFrame(rows[::2])).splitlines()[2]
+
+
+def test_another_base_of_the_same_name_has_another_fingerprint():
+    policy = load_base(get_profile("cpu"))
+    before = fingerprint(policy)
+    with torch.no_grad():
+        policy.backbone.language_model.layers[-1].input_layernorm.weight[0] += 1e-3
+    assert fingerprint(policy) != before

@@ -27,7 +27,6 @@ def policy():
 
 @pytest.fixture
 def teacher(policy):
-    """Makes teachers of the tiny base."""
 
     def make(images=IMAGES, seed=0, **settings):
         return LocalTeacher(policy.model, policy.processor, images, seed, **{"max_new_tokens": 32} | settings)

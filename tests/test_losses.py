@@ -17,13 +17,11 @@ F64 = torch.float64
 
 
 def close(actual, expected, tolerance=1e-6):
-    """Assert equality of a tensor (or float) and nested lists of floats."""
     actual = torch.as_tensor(actual, dtype=F64).detach()
     torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=F64), rtol=tolerance, atol=tolerance)
 
 
 def random_batch(seed=0, rows=6, tokens=5, group=3, dtype=F64):
-    """A batch with ratios on both sides of every clip bound, unequal lengths and a group of three."""
     g = torch.Generator().manual_seed(seed)
     logps = -3 * torch.rand(rows, tokens, generator=g, dtype=dtype)
     lengths = torch.randint(1, tokens + 1, (rows, 1), generator=g)
@@ -46,9 +44,6 @@ def test_the_heart_stands_alone(name, allowed):
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in imported} - sys.stdlib_module_names == allowed
-
-
-# ---- advantages
 
 
 def test_group_advantages_by_hand():
@@ -101,9 +96,6 @@ def test_overlong_penalty_by_hand():
     close(L.overlong_penalty(lengths, max_length=12, buffer=4), [0, 0, -0.25, -0.5, -1, -1, -1])
     with pytest.raises(ValueError, match="buffer"):
         L.overlong_penalty(lengths, max_length=12, buffer=13)
-
-
-# ---- log-probs
 
 
 def test_completion_mask_by_hand():
@@ -186,9 +178,6 @@ def test_condition_logps(update, old, expected):
     assert current.requires_grad and not before.requires_grad
 
 
-# ---- policy loss
-
-
 POLICY_CASES = [  # ratio, A, loss to minimise, gradient with respect to log pi, which bound is active
     (1.0, 2.0, -2.0, -2.0, None), (1.2, 1.0, -1.2, -1.2, None), (1.27, 1.0, -1.27, -1.27, None),
     (1.5, 1.0, -1.28, 0.0, "high"), (0.5, 1.0, -0.5, -0.5, None), (1.5, -1.0, 1.5, 1.5, None),
@@ -218,8 +207,6 @@ def test_policy_loss_is_bounded_by_the_clamp():
     close(logps.grad, [[0.0, math.exp(3.0)]], 1e-12)
     assert not L.clip_indicators(logps, *arguments)["dual"].any()
 
-
-# ---- inter-class KL
 
 LOG2, LOG4 = math.log(2.0), math.log(4.0)
 KL_CASES = [  # form, x = log pi - log pi_neg, value, d/d log pi
@@ -267,8 +254,6 @@ def test_kl_weight_of_wrong_rollouts():
         kl = L.inter_class_kl(logps, negative, correct=correct, wrong_weight=weight)
         close(kl, [[full] * 2, [weight * full] * 2, [full] * 2])
 
-
-# ---- aggregation
 
 X = torch.tensor([[1.0, 2.0, 3.0], [10.0, 99.0, 99.0], [4.0, 6.0, 99.0]], dtype=F64)
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
@@ -334,9 +319,6 @@ def test_half_precision_inputs_are_computed_in_fp32(half):
     low = {n: v.to(half) if v.is_floating_point() else v for n, v in batch.items()}
     up = {n: v.float() if v.is_floating_point() else v for n, v in low.items()}
     assert torch.equal(L.tapo_loss(**low)[0], L.tapo_loss(**up)[0])
-
-
-# ---- the whole loss, as slow loops
 
 
 def slow_loss(batch, c):

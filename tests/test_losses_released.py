@@ -1,10 +1,6 @@
-"""The released code as an oracle: its values and gradients on random tensors, kept in a fixture, to 1e-6.
+"""The released code (commit 84cdc5c) as an oracle: its values and gradients in fp32, kept in a fixture, to 1e-6.
 
-`fixtures/released_reference.json` was computed with the released functions (commit 84cdc5c) in fp32 on a CPU.
-One column needs reading with care: `advantages` holds twice the advantage where a row fills the whole width,
-and the advantage elsewhere (as if the first and the last column of a (B, C) matrix had been added). The
-losses were computed with the plain advantage, as the tests below confirm.
-"""
+Its `advantages` are doubled where a row fills the whole width; its losses were computed with the plain ones."""
 
 import json
 from pathlib import Path

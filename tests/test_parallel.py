@@ -1,8 +1,4 @@
-"""Two processes do what one does: the same loss, the same gradients.
-
-`accelerate launch` starts several processes for GPUs by torch.distributed.run, and only one for a CPU; here
-torch.distributed.run starts two for the CPU, which run this file. The fast test forks them instead.
-"""
+"""Two processes do what one does: the same loss, the same gradients. The slow test launches, the fast one forks."""
 
 import json
 import os

@@ -1,17 +1,13 @@
 """Protocols: each rule is told from its neighbour by an answer that flips; similarity by hand; released questions."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from finer1_lite.data.formats import ClosedWorld, read_closed_world
+from finer1_lite.data.formats import ClosedWorld
 from finer1_lite.evaluate import protocols as P
 from finer1_lite.evaluate.answers import judge
 
-RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
-released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released questions are not on this machine")
-FILES = ("car_seen", "flower_unseen", "pet_seen", "pet_unseen")
 CAR, THOUGHT = "Audi S4 Sedan 2012", "<think> an Audi S4 Sedan 2012 or an Audi A5"
 
 
@@ -118,12 +114,3 @@ def test_options_are_shuffled_and_asked_in_their_order():
     assert P.shuffled(official, 0) == mixed != P.shuffled(official, 1)
     prompts = P.closed_prompts(mixed)
     assert all("; ".join(r["options"]) in text and text.startswith("Who?") for r, text in zip(mixed.rows, prompts))
-
-
-@released
-def test_released_questions_have_the_right_option_first():
-    files = {name: read_closed_world(RELEASED / f"closed_world_{name}_200.jsonl") for name in FILES}
-    for name, questions in files.items():
-        assert len(questions.rows) == 200 and first_is_right(questions) == 1 and first_is_right(P.shuffled(questions, 0)) < 0.4
-        said = [judge(i, row["ground_truth"], True, f"<answer> {row['options'][0]} </answer>") for i, row in enumerate(questions.rows)]
-        assert P.scores("closed, official order", said, name.split("_")[0])["as released"].mean() == 1.0

@@ -113,13 +113,6 @@ def test_decisions_on_rows_that_changed_stay_in_the_file(review, path):
     assert states(Review(make_rows(), path, "ada"))[:3] == ["accept", UNDECIDED, "accept"]
 
 
-def test_a_row_is_known_by_what_is_reviewed():
-    told = ("tarn", "Which bird?", completion("tarn"), "0.png")
-    others = [("wick", *told[1:]), ("tarn", "Which?", *told[2:]), (*told[:2], "", "0.png"), (*told[:3], "1.png")]
-    assert len({row_id(chat_row(0, *row)) for row in (told, *others)}) == 5
-    assert row_id(chat_row(7, *told)) == row_id(chat_row(0, *told))
-
-
 def test_an_edit_must_be_a_chain_and_its_flags_are_told(review, path):
     with pytest.raises(ChainError):
         review.decide(0, "edit", "a tarn")
@@ -165,9 +158,6 @@ def test_agreement_by_hand(tmp_path, shared):
     assert agreement(Review(ada.rows, ada.log.path, "ada"), bob) == {
         "both": 9, "same": 6 / 9, "kappa": pytest.approx((6 / 9 - chance) / (1 - chance)), "differ": [4, 5, 6, 7],
     }  # fmt: skip
-
-
-# ---- the panel
 
 
 @pytest.fixture

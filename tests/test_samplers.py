@@ -26,9 +26,6 @@ def chi_square_z(counts):
     return ((statistic / k) ** (1 / 3) - (1 - 2 / (9 * k))) / np.sqrt(2 / (9 * k))
 
 
-# ---- labels and splits
-
-
 def test_k_shot_takes_k_of_each_class():
     labels = LABELS[::-1]
     chosen = S.k_shot(labels, 3, seed=1)
@@ -87,9 +84,6 @@ def test_names_that_are_no_classes(names, message):
             use(names)
 
 
-# ---- similarity
-
-
 def test_nearest_classes_by_hand():
     labels = ["a", "a", "b", "c", "c"]
     # directions of the class means: 45, 42 and about 88 degrees
@@ -105,9 +99,6 @@ def test_nearest_classes_by_hand():
 def test_embeddings_that_make_no_sense(embeddings):
     with pytest.raises(ValueError, match="3 finite rows"):
         S.nearest_classes(["a", "b", "c"], embeddings)
-
-
-# ---- triplets
 
 
 @pytest.mark.parametrize("negative", ["similar", "random", "online"])
@@ -241,9 +232,6 @@ def test_sampler_errors(options, message):
         sampler(**options)
 
 
-# ---- confusion counts
-
-
 def test_confusion_counts_by_hand():
     c = S.ConfusionCounts(["a", "b", "c"], decay=0.5)
     for predicted in ("b", "b", "c"):
@@ -258,9 +246,6 @@ def test_confusion_counts_by_hand():
     assert c.hardest("b") is None and c.counts["b"] == {}
     c.counts["b"] = {"c": 1.0, "a": 1.0}
     assert c.hardest("b") == "a"  # equal counts: by name
-
-
-# ---- dynamic sampling
 
 
 def test_fill_batch_refills_until_full():

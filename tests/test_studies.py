@@ -2,7 +2,7 @@
 
 import multiprocessing.dummy
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import pytest
 
 from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.cot.chains import ChainError, load_chains, parse_prose, question_and_completion
-from finer1_lite.evaluate.answers import METHODS, Prediction, save_predictions
+from finer1_lite.evaluate.answers import METHODS, Prediction
 from finer1_lite.evaluate.statistics import interval, over_seeds
+from finer1_lite.files import write_jsonl
 from finer1_lite.losses import DAPO
 from finer1_lite.samplers import ConfusionCounts
 from studies import study
@@ -27,9 +28,6 @@ from studies.variants import CHAINS, LABELS, TABLES, VARIANTS, watched
 REFERENCE = ASSETS / "reference"
 RESULTS = Path(__file__).parents[1] / "studies" / "results"
 NONE = {True: 0, False: 0}
-
-
-# ---- lists
 
 
 def test_every_variant_is_shown_and_every_table_has_a_reference():
@@ -56,9 +54,6 @@ def test_the_committed_tables_hold_what_the_lists_say():
     assert set(pd.read_csv(RESULTS / "baselines.csv").baseline) == set(BASELINES)
 
 
-# ---- chains and rewards of the ablations
-
-
 def test_unstructured_chains_say_the_same_without_a_comparison():
     rows = load_chains(REFERENCE / "chains.jsonl")[:5]
     for long, short in zip(rows, unstructured(rows), strict=True):
@@ -78,12 +73,9 @@ def test_own_confusions_are_counted_by_the_reward():
     assert confusion.hardest("a tarn") == "b tarn" and confusion.hardest("b tarn") is None
 
 
-# ---- differences
-
-
 def _answers(folder, name, right):
     made = [Prediction(i, f"c{i // 4}", i < 20, "", "", bool(r), bool(r)) for i, r in enumerate(right)]
-    save_predictions(folder / f"{name}_open.jsonl", made)
+    write_jsonl(folder / f"{name}_open.jsonl", [asdict(p) for p in made])
 
 
 def test_a_difference_is_told_by_its_seeds(tmp_path):
@@ -122,9 +114,6 @@ def test_the_committed_differences_are_those_of_the_committed_results():
         assert [row.mean, row.low, row.high, row.p] == pytest.approx(list(gap.values()), abs=1e-4)
 
 
-# ---- the page
-
-
 def test_the_page_holds_the_figures_of_its_table(tmp_path):
     asked = {"protocol": "open", "split": "seen", "n": 9}
     rows = [{"seed": s, "baseline": b, "value": v + s / 50, "met": f"met {b}"} | asked
@@ -148,9 +137,6 @@ def test_the_committed_page_is_that_of_the_committed_tables(tmp_path):
         shutil.copy(RESULTS / name, tmp_path)
     text = write_page(tmp_path).read_text()
     assert text == (RESULTS / "summary.md").read_text() and (tmp_path / "ablations.png").exists()
-
-
-# ---- one seed
 
 
 def test_what_lies_in_the_folder_is_used_again_and_a_variant_gets_its_own_setting(tmp_path, monkeypatch):

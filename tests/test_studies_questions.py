@@ -38,9 +38,6 @@ def lab(tmp_path_factory):
     return made
 
 
-# ---- asking and scoring
-
-
 @pytest.mark.parametrize("form, text, answer", [
     ("plain", CHAIN, "white crown, gray back."),
     ("plain", "<think>\nAnalysis: white crown.\n</think>", "Analysis: white crown."),
@@ -80,9 +77,6 @@ def test_rows_count_each_split_and_chance():
     found = {r["split"]: (r["value"], r["n"], r["chance"]) for r in rows_of("facts", "m", asked, [1, 0, 1])}
     assert found == {"seen": (0.5, 2, 0.2), "unseen": (1.0, 1, 0.1)}
     assert [r["chance"] for r in rows_of("facts", "m", asked, [1, 0, 1], listed=True)] == [0.2, 0.5]
-
-
-# ---- the bird world's questions, worse pictures
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +127,6 @@ def test_shifts_stay_within_grey_levels():
     assert set(np.asarray(shifted(white, "dark", 0.4, rng)).flat) == {153}
 
 
-# ---- a policy
-
-
 def test_tapo_names_and_then_recalls(birds, tmp_path):
     policy = load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False)
     labels, picked, path = birds["label"], pick(list(birds["seen"]), 16, 0), tmp_path / "names.jsonl"
@@ -167,9 +158,6 @@ def test_a_small_exam_gives_every_row_of_the_study_once(lab):
     committed = pd.read_csv(RESULTS / "transfer.csv").query("task != 'shift' or measure in ('clean', 'blur 1')")
     assert keys == list(dict.fromkeys(zip(committed.task, committed.measure, committed.split)))
     assert all(0 <= r["value"] <= 1 for r in rows)
-
-
-# ---- baselines
 
 
 def test_questions_and_options_are_the_story_s(lab):

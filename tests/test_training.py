@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,13 +12,12 @@ from test_checkpoint import birds, half_right
 from finer1_lite import loop as loop_module
 from finer1_lite.config import TapoConfig, get_profile
 from finer1_lite.loop import FP16_SCALE, Checkpoints, Loop
-from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig, group_advantages
+from finer1_lite.losses import DAPO, TAPO, LossConfig, group_advantages
 from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
-from finer1_lite.prompts import ANSWER_INSTRUCTION, question
 from finer1_lite.recipes import answer_rows, look_alike_classes
-from finer1_lite.rewards import bare_reward, released_reward
+from finer1_lite.rewards import released_reward
 from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import SFT, epochs_of, train_sft
 from finer1_lite.tapo import Rows, Tapo, rehearse
@@ -51,9 +49,6 @@ def loop(cache, data, loss, config=SMALL, seed=0, reward=half_right, **changed):
     policy = load_policy(replace(PROFILE, **changed), seed=seed)
     sampler = TripletSampler(data["label"], look_alike_classes(cache, data["label"]), seed)
     return Tapo(policy, cache, data["label"], sampler, config, loss, seed, reward)
-
-
-# ---- SFT
 
 
 def test_sft_lowers_the_loss_and_moves_every_adapter_weight_and_no_other(rows):
@@ -97,9 +92,6 @@ def test_a_run_that_is_done_is_not_trained_again_and_its_log_is_a_csv_file(cache
     ran, again = (rl.train(tmp_path / "log.csv", checkpoints=checkpoints) for rl in loops)
     assert len(ran) == 2 and ran == again == pd.read_csv(tmp_path / "log.csv").to_dict("records")
     assert all(torch.equal(a, b) for a, b in zip(*(rl.policy.trainable() for rl in loops)))
-
-
-# ---- RL
 
 
 @pytest.mark.parametrize("loss", [TAPO, DAPO, LossConfig(update_image="own", old_image="own", negative_grad=False)])
@@ -186,23 +178,11 @@ def test_overlong_shaping_lowers_the_reward_of_long_completions(cache, data):
     assert any((b.rewards < a.rewards).any() for a, b in zip(ours, theirs))
 
 
-def test_no_thinking_rl_is_a_setting_of_the_same_loop(cache, data):
-    """GRPO, all rollouts from the anchor, with the bare question and reward."""
-    rl = loop(cache, data, GRPO, ANCHOR_ONLY, reward=bare_reward)
-    rl.ask = partial(question, think=False)
-    groups, _ = rl.collect()
-    assert len(groups) == 2  # no group is dropped
-    assert all(ANSWER_INSTRUCTION in g.question for g in groups) and rl.update(groups)["grad_norm"] >= 0
-
-
 def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data):
     rl = loop(cache, data, TAPO, reward=released_reward, max_new_tokens=4)  # no answer is reached
     with pytest.warns(RuntimeWarning, match="most answers have the 4 tokens of max_new_tokens"):
         groups, facts = rl.collect()
     assert not groups and facts["length"] > 3.5
-
-
-# ---- precision, memory
 
 
 def test_in_fp16_gradients_are_scaled_and_a_process_that_has_scaled_nothing_yet_takes_its_step():

@@ -2,13 +2,11 @@
 
 It stands where SigLIP-L stands in the paper's table, which has read the web's alt-texts: so it learns **all** 200
 species from noisy captions. Unlike the base, it **has met the evaluated species by name**; a table must say so.
-Departures from SigLIP (Zhai et al., arXiv 2303.15343): 1 M parameters, batches of 128 pairs, no species twice in a
-batch (its own caption would count as a wrong one), and a bias of -5 at the start, as a batch holds fewer negatives.
+Departures from SigLIP (arXiv 2303.15343): 1 M parameters, 128 pairs a batch, no species twice in it, a bias of -5.
 """
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,10 +22,9 @@ from .pretrain import augment, fit
 from .render import SIZE, draw
 from .species import ATTRIBUTES, Species, all_species, look_alikes
 
-SEED, PICTURES, STEPS = 0, 40, 2200
+SEED, PICTURES, STEPS, MAX_TOKENS = 0, 40, 2200, 32
 FIRST_PICTURE = 10_000  # far from those of the data set (dataset.FIRST)
 NAMED, WRONG, LOOKS = 0.6, 0.1, 0.5  # shares: captions with a name, names of a look-alike, looks beside a name
-MAX_TOKENS = 32
 
 
 def caption(rng: np.random.Generator, s: Species) -> str:
@@ -64,8 +61,7 @@ def build_model(vocabulary: int, pad: int) -> SiglipModel:
 
 
 def train(model: SiglipModel, processor: SiglipProcessor, images: np.ndarray, steps: int, batch: int = 128) -> None:
-    """Train in place with the sigmoid loss on uint8 `images` (species, pictures, 112, 112, 3); a step sees one of
-    each of `batch` species."""
+    """Train in place with the sigmoid loss on uint8 (species, pictures, 112, 112, 3); a step sees `batch` species."""
     rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
 
     def losses():
@@ -79,25 +75,24 @@ def train(model: SiglipModel, processor: SiglipProcessor, images: np.ndarray, st
     fit(list(model.parameters()), losses, steps, lr=1.5e-3, betas=(0.9, 0.98))
 
 
-def main(out: Path = ASSETS) -> None:
-    """Train, and write `siglip` and its accuracies on new pictures, `siglip.json`, into the folder `out`."""
+def main() -> None:
+    """Train, and write `siglip` and its accuracies on new pictures, `siglip.json`, into the package's assets."""
     torch.set_num_threads(1)  # part of the recipe: another number changes the order of sums
     set_seed(SEED)
     processor = build_processor()
     model = build_model(len(processor.tokenizer), processor.tokenizer.pad_token_id)
     numbers = range(FIRST_PICTURE, FIRST_PICTURE + PICTURES)
     train(model, processor, np.stack([[np.asarray(draw(s, i)) for i in numbers] for s in all_species()]), STEPS)
-    model.half().save_pretrained(out / "siglip")
-    processor.save_pretrained(out / "siglip")
-    siglip = Siglip(out / "siglip")
-    species = [s for s in evaluation_species() for _ in range(3)]
+    model.half().save_pretrained(ASSETS / "siglip")
+    processor.save_pretrained(ASSETS / "siglip")
+    siglip, species = Siglip(ASSETS / "siglip"), [s for s in evaluation_species() for _ in range(3)]
     names, right = [s.name for s in all_species()], [s.name for s in species]
-    images = siglip.images([draw(s, FIRST["val"] + 500 + i % 3) for i, s in enumerate(species)])
-    scores = images @ siglip.classes(names).T
+    seen = siglip.images([draw(s, FIRST["val"] + 500 + i % 3) for i, s in enumerate(species)])
+    scores = seen @ siglip.classes(names).T
     alike = [[s.name, *(x.name for x in look_alikes(s.name))] for s in species]
     said = {"four look-alikes": choose(scores, names, alike), "all 200": choose(scores, names)}
     figures = {f"names among {k}": round(float(np.mean(np.array(got) == right)), 4) for k, got in said.items()}
-    write_whole(out / "siglip.json", json.dumps(figures | versions(), indent=1) + "\n")
+    write_whole(ASSETS / "siglip.json", json.dumps(figures | versions(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

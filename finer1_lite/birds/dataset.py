@@ -23,8 +23,7 @@ def evaluation_species() -> tuple[Species, ...]:
 def load_birds(split_seed: int = 0, per_class=PER_CLASS) -> DatasetDict:
     """Splits `train` (4 images of each seen species), `val` and `test` (seen and unseen species).
 
-    split_seed: draws which 60% of the 160 evaluated species are seen. per_class: images of a class in `val` and
-    `test`, for seen (True) and unseen (False) classes.
+    split_seed: draws which 60% of the 160 evaluated species are seen. per_class: as `PER_CLASS`, seen: True.
     """
     species = evaluation_species()
     seen = set(split_classes([s.name for s in species], seen_fraction=0.6, seed=split_seed)[0])

@@ -7,11 +7,9 @@ From texts it learns the field guide of all 200, and birders' diaries that think
 import numpy as np
 
 from ..cot.build import FOUR_PARTS, structured_prompt
-from ..cot.chains import HEADINGS
+from ..cot.chains import HEADINGS, PARTS
 from ..prompts import ANSWER_INSTRUCTION, QUESTIONS, THINK_INSTRUCTION, instructed
-from .species import (
-    ATTRIBUTES, Species, all_species, by_name, describe, differences, family_members, look_alikes, nearest,
-)  # fmt: skip
+from .species import ATTRIBUTES, Species, all_species, by_name, describe, differences, look_alikes, nearest
 
 LOOKS_QUESTIONS = {
     "Describe the bird.": tuple(ATTRIBUTES),
@@ -20,7 +18,6 @@ LOOKS_QUESTIONS = {
     "Describe the wing and the tail of the bird.": ("wing", "tail"),
 }
 DIARY = "Write a page of your diary."
-MISREAD = 0.04  # how often a diary holds a wrong value of an attribute
 
 
 def _pick(rng, items):
@@ -35,10 +32,8 @@ def direct(name: str) -> str:
 def chain_parts(looks, options: list[Species], prediction: str) -> dict[str, str]:
     """The four parts of a chain: what is seen, who it could be, what each would have instead, the name."""
     against = [f"{s.name}: " + (describe(s.looks, differences(s.looks, looks)[:3]) or "fits") for s in options]
-    return {
-        "analysis": describe(looks) + ".", "options": "; ".join(s.name for s in options) + ".",
-        "comparison": ". ".join(against) + ".", "prediction": prediction + ".",
-    }  # fmt: skip
+    texts = (describe(looks), "; ".join(s.name for s in options), ". ".join(against), prediction)
+    return {part: text + "." for part, text in zip(PARTS, texts)}
 
 
 def chain_prose(parts: dict[str, str]) -> str:
@@ -52,18 +47,16 @@ def tagged(parts: dict[str, str]) -> str:
     return "\n".join(f"<{name}> {text} </{name}>" for name, text in bare.items())
 
 
-def misread(rng: np.random.Generator, looks, rate: float = MISREAD) -> tuple[str, ...]:
+def misread(rng: np.random.Generator, looks, rate: float = 0.04) -> tuple[str, ...]:
     """Looks as a hasty observer notes them: each value wrong with probability `rate`."""
-    seen = []
-    for values, value in zip(ATTRIBUTES.values(), looks):
-        others = [v for v in values if v != value]
-        seen.append(str(rng.choice(others)) if rng.random() < rate else value)
-    return tuple(seen)
+    return tuple(str(rng.choice([v for v in values if v != value])) if rng.random() < rate else value
+                 for values, value in zip(ATTRIBUTES.values(), looks))  # fmt: skip
 
 
 def candidates(species: Species, looks, ordered: bool = True) -> list[Species]:
     """`species` and the three others of its family that are nearest to `looks`; by name the place tells nothing."""
-    found = [species, *[s for s in nearest(looks, family_members(species.family)) if s != species][:3]]
+    family = [s for s in all_species() if s.family == species.family and s != species]
+    found = [species, *nearest(looks, family)[:3]]
     return sorted(found, key=lambda s: s.name) if ordered else found
 
 

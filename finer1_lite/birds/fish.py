@@ -1,7 +1,4 @@
-"""A second drawn world: a folder of fish as a practitioner would bring it, with the faults that such folders have.
-
-The base model has never met a fish or its name, but most colours and patterns are those of birds.
-"""
+"""A second drawn world: a folder of fish as a practitioner would bring it, faults included; new to the base model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +13,8 @@ ATTRIBUTES = {
     "back": tuple(BACK), "belly": tuple(BELLY), "fin": tuple(CROWN),
     "side": ("plain", "spotted", "streaked", "banded"), "tail": ("short", "long", "forked"),
 }  # fmt: skip
-FAMILIES = ("cod", "bream", "gar", "dab")
 # Words that the tiny model spells with one or two of its tokens.
 EPITHETS = "bell birch cliff dune fennel mast meadow morrow reef rust sand sorrel star steel stone tor".split()
-WORLD_SEED = 3
 TAILS = {
     "short": [(-0.8, -0.08), (-1.12, -0.28), (-1.12, 0.28), (-0.8, 0.08)],
     "long": [(-0.8, -0.07), (-1.7, -0.2), (-1.7, 0.2), (-0.8, 0.07)],
@@ -35,7 +30,6 @@ STRIPES = {
 @dataclass(frozen=True)
 class Fish:
     """One species: its looks by attribute."""
-
     index: int
     name: str
     family: str
@@ -48,10 +42,9 @@ class Fish:
 
 def all_fish() -> list[Fish]:
     """Sixteen species of four families; those of a family share back and belly, any two differ."""
-    rng = np.random.default_rng(WORLD_SEED)
+    rng, made = np.random.default_rng(3), []
     backs, bellies = (rng.permutation(ATTRIBUTES[part]) for part in ("back", "belly"))
-    made = []
-    for f, family in enumerate(FAMILIES):
+    for f, family in enumerate(("cod", "bream", "gar", "dab")):
         fins, sides = rng.permutation(ATTRIBUTES["fin"]), rng.permutation(ATTRIBUTES["side"])
         for i in range(4):
             own = (backs[f], bellies[f], fins[i // 2], sides[i], rng.choice(ATTRIBUTES["tail"]))
@@ -80,19 +73,15 @@ def draw(fish: Fish, index: int, seed: int = 0) -> Image.Image:
 
 
 def draw_folder(folder: str | Path, per_class: int = 12, seed: int = 0) -> Path:
-    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with faults; returns the folder.
-
-    The faults: a file that is cut off, one that is no picture, a picture in two classes, one in CMYK, one that the
-    camera has turned, and a class with a single picture.
-    """
+    """Write `folder/class_name/000.png`, ... and `guide.csv` (name, looks), with faults; returns the folder."""
     folder, species = Path(folder), all_fish()
     own, lonely = [folder / fish.name.replace(" ", "_") for fish in species], folder / "unknown_shape"
-    for place in (*own, lonely):
-        place.mkdir(parents=True, exist_ok=True)
+    lonely.mkdir(parents=True, exist_ok=True)
     for fish, place in zip(species, own):
+        place.mkdir(exist_ok=True)
         for i in range(per_class):
             draw(fish, i, seed).save(place / f"{i:03d}.png")
-    draw(species[0], per_class, seed + 1).save(lonely / "000.png")
+    draw(species[0], per_class, seed + 1).save(lonely / "000.png")  # a class with one picture
     whole = (own[0] / "000.png").read_bytes()
     (own[0] / "cut_off.png").write_bytes(whole[: len(whole) // 3])
     (own[0] / "notes.jpg").write_text("not a picture")

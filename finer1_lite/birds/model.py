@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import (
     Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor,
@@ -18,8 +18,7 @@ from .render import SIZE
 
 PATCH, MERGE = 14, 2
 SPECIAL = tuple(f"<|{t}|>" for t in "endoftext im_start im_end vision_start vision_end image_pad video_pad".split())
-# The tags of a chain's four parts, one token each: "<analysis>", "</analysis>", ...
-TAGS = tuple(f"<{slash}{part}>" for part in PARTS for slash in ("", "/"))
+TAGS = tuple(f"<{slash}{part}>" for part in PARTS for slash in ("", "/"))  # of a chain's parts, one token each
 # Qwen's way to split text into words before the byte pairs are merged.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,11 +37,8 @@ CHAT_TEMPLATE = (
 def build_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     """A byte-level BPE with Qwen's rules, merged until every word of `texts` is one token; and the tags."""
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    core.decoder = decoders.ByteLevel()
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), bytewise])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=8192, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
     core.train_from_iterator(texts, trainer)

@@ -3,8 +3,8 @@
 Stage A: the vision tower learns attributes, never a name. For each attribute a head looks for the image tokens that
 matter and reads their mean; the heads are thrown away. Stage B: the language model learns to put into words what the
 frozen tower sees, and reads the field guide. Stage C: a teacher, the base with an adapter that writes chains in
-tagged parts when it is told the label; it has seen images of common species only. Another number of threads, or
-another processor, sums in another order: expect other bytes, and accuracies within 10 points.
+tagged parts when it is told the label; it has seen images of common species only. Other processors, or numbers of
+threads, sum in another order: expect other bytes, and accuracies within 10 points.
 """
 
 import argparse
@@ -33,8 +33,7 @@ from .model import PATCH, TAGS, build_config, build_processor, build_tokenizer, 
 from .render import SIZE, draw
 from .species import ATTRIBUTES, all_species, by_name, look_alikes
 
-SEED, PICTURES, DRAW_SEED, HELD_OUT = 0, 160, 1, 512
-VISION_STEPS, VISION_THREADS = 1100, 2
+SEED, PICTURES, DRAW_SEED, HELD_OUT, VISION_STEPS, VISION_THREADS = 0, 160, 1, 512, 1100, 2
 # Rounds of reading: more texts for each image in the second, tidier diaries in the third.
 ROUNDS = (
     {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "write": loose_diary, "threads": 2},
@@ -42,25 +41,21 @@ ROUNDS = (
     {"steps": 380, "seed": 2, "lr": 1.5e-3, "images": 8, "texts": 56, "write": diary, "threads": 2},
 )
 TEACHER_ROWS, TEACHER_PICTURES, TEACHER_THREADS = 4000, 8, 2
-TEACHER = SFTConfig(
-    epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32, micro_tokens=2**20,
-)  # fmt: skip
+TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
+                    micro_tokens=2**20)  # fmt: skip
 
 
 def fit(parameters: list, losses, steps: int, lr: float, weight_decay=0.02, betas=(0.9, 0.999), warmup=0.1) -> None:
     """Train with AdamW on one cycle of the learning rate. losses: called for each step, yields its losses."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warmup)
-    for _ in (bar := tqdm(range(steps), desc=losses.__qualname__.split(".")[0], mininterval=10)):
+    for _ in tqdm(range(steps), desc=losses.__qualname__.split(".")[0], mininterval=10):
         optimizer.zero_grad()
-        total = 0.0
         for loss in losses():
             loss.backward()
-            total += loss.item()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{total:.3f}", refresh=False)
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -93,15 +88,11 @@ def train_vision(visual, images: np.ndarray, looks: torch.Tensor, steps: int) ->
     fit([*visual.parameters(), *where.parameters(), *what.parameters()], losses, steps, lr=1.5e-3)
     with torch.no_grad():
         said = torch.stack([x.argmax(-1) for x in read(normalise(images[-HELD_OUT:]))], 1)
-    right = said == looks[-HELD_OUT:]
-    print(f"held-out pictures: {right.float().mean():.1%} of attributes, {right.all(1).float().mean():.1%} all eight")
+    print(f"right attributes of held-out pictures: {(said == looks[-HELD_OUT:]).float().mean():.1%}")
 
 
 def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict) -> None:
-    """A round of stage B, as `plan` (of `ROUNDS`) says: train all but the vision tower, in place.
-
-    seen: the tower's features (N, 16, H) of pictures of all species in turn.
-    """
+    """A round of stage B, in place, on the tower's features (N, 16, H) of pictures of all species in turn."""
     rng, species = np.random.default_rng(plan["seed"]), all_species()
     grid = torch.tensor([1, SIZE // PATCH, SIZE // PATCH])
     model.model.visual.requires_grad_(False)
@@ -127,14 +118,13 @@ def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict)
 
 
 def make_base(out: Path, scale: float) -> None:
-    """Stages A and B; writes `out/base` in bfloat16, to which the weights are rounded after each round."""
+    """Stages A and B; writes `out/base` in bfloat16."""
     torch.set_num_threads(VISION_THREADS)
     n = max(3, int(scale * PICTURES))
     images = np.stack([np.asarray(draw(s, i, DRAW_SEED)) for i in tqdm(range(n), "draw") for s in all_species()])
     looks = [[values.index(x) for values, x in zip(ATTRIBUTES.values(), s.looks)] for s in all_species()]
     set_seed(SEED)
-    # The tower does not depend on the words, so any tokenizer will do here.
-    visual = Qwen2_5_VLForConditionalGeneration(build_config(build_tokenizer(["a b"]))).model.visual
+    visual = Qwen2_5_VLForConditionalGeneration(build_config(build_tokenizer(["a b"]))).model.visual  # any words do
     train_vision(visual, images, torch.tensor(looks).repeat(n, 1), max(2, int(scale * VISION_STEPS)))
     set_seed(SEED)
     processor = build_processor(build_tokenizer(corpus()))

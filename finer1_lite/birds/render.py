@@ -70,43 +70,8 @@ def scene(rng, wander: float, offset, scale, tilt: float) -> tuple[Image.Image, 
     return image, Canvas(image, centre, size * rng.uniform(*scale), rng.uniform(-tilt, tilt), rng.random() < 0.5)
 
 
-def _breast(canvas, kind):
-    if kind == "spotted":
-        for x, y in SPOTS:
-            canvas.ellipse(x, y, 0.065, 0.065, DARK)
-    elif kind == "streaked":
-        for x in np.linspace(-0.05, 0.53, 4):
-            top = 0.05 if x > 0.2 else 0.2
-            canvas.line([(x, top), (x - 0.06, top + 0.4)], DARK, 0.06)
-    elif kind == "banded":
-        canvas.line([(0.02, 0.26), (0.34, 0.24), (0.62, 0.06)], DARK, 0.17)
-
-
-def _wing(canvas, kind, color):
-    canvas.ellipse(-0.24, -0.08, 0.48, 0.25, color, angle=0.12)
-    if kind == "single":
-        canvas.line([(-0.24, -0.31), (-0.16, 0.14)], PALE, 0.11)
-    elif kind == "double":
-        for x in (-0.42, -0.06):
-            canvas.line([(x - 0.04, -0.28), (x + 0.04, 0.12)], PALE, 0.1)
-    elif kind == "patched":
-        canvas.ellipse(-0.22, -0.07, 0.25, 0.16, PALE, angle=0.12)
-
-
-def _eye(canvas, kind, x, y):
-    if kind == "masked":
-        canvas.line([(x - 0.3, y + 0.02), (x + 0.34, y)], DARK, 0.19)
-        canvas.ellipse(x + 0.1, y, 0.05, 0.05, (230, 200, 60))
-        return
-    if kind == "ringed":
-        canvas.ellipse(x + 0.1, y, 0.17, 0.17, (255, 255, 255))
-        canvas.ellipse(x + 0.1, y, 0.11, 0.11, (170, 30, 30))
-    canvas.ellipse(x + 0.1, y, 0.06, 0.06, (15, 15, 15))
-
-
 def photograph(image: Image.Image, rng, darkest: float) -> Image.Image:
-    """What a camera makes of a drawn scene: often a leaf in front; 112x112, with its light (from `darkest` to 1.2),
-    colour cast and noise."""
+    """What a camera makes of a drawn scene: often a leaf in front; 112x112, with light, colour cast and noise."""
     if rng.random() < 0.35:
         size = image.width
         x, y = rng.uniform(0.2, 0.8, 2) * size
@@ -134,10 +99,32 @@ def draw(species: Species, index: int, seed: int = 0) -> Image.Image:
     canvas.polygon(TAILS[looks["tail"]], shade(back, 0.8))
     canvas.ellipse(0.0, 0.05, 0.68, 0.45, back, angle=-0.25)
     canvas.ellipse(0.14, 0.2, 0.5, 0.32, belly, angle=-0.35)
-    _breast(canvas, looks["breast"])
-    _wing(canvas, looks["wing"], shade(back, 0.72))
+    if looks["breast"] == "spotted":
+        for x, y in SPOTS:
+            canvas.ellipse(x, y, 0.065, 0.065, DARK)
+    elif looks["breast"] == "streaked":
+        for x in np.linspace(-0.05, 0.53, 4):
+            top = 0.05 if x > 0.2 else 0.2
+            canvas.line([(x, top), (x - 0.06, top + 0.4)], DARK, 0.06)
+    elif looks["breast"] == "banded":
+        canvas.line([(0.02, 0.26), (0.34, 0.24), (0.62, 0.06)], DARK, 0.17)
+    canvas.ellipse(-0.24, -0.08, 0.48, 0.25, shade(back, 0.72), angle=0.12)
+    if looks["wing"] == "single":
+        canvas.line([(-0.24, -0.31), (-0.16, 0.14)], PALE, 0.11)
+    elif looks["wing"] == "double":
+        for x in (-0.42, -0.06):
+            canvas.line([(x - 0.04, -0.28), (x + 0.04, 0.12)], PALE, 0.1)
+    elif looks["wing"] == "patched":
+        canvas.ellipse(-0.22, -0.07, 0.25, 0.16, PALE, angle=0.12)
     canvas.ellipse(hx, hy, 0.36, 0.34, back)
     canvas.ellipse(hx, hy - 0.04, 0.365, 0.34, CROWN[looks["crown"]], start=np.pi * 1.02, stop=np.pi * 1.98)
     canvas.polygon(np.array(BEAKS[looks["beak"]]) + (hx, hy), HORN)
-    _eye(canvas, looks["eye"], hx, hy + 0.06)
+    x, y = hx + 0.1, hy + 0.06
+    if looks["eye"] == "masked":
+        canvas.line([(hx - 0.3, y + 0.02), (hx + 0.34, y)], DARK, 0.19)
+    if looks["eye"] == "ringed":
+        canvas.ellipse(x, y, 0.17, 0.17, (255, 255, 255))
+        canvas.ellipse(x, y, 0.11, 0.11, (170, 30, 30))
+    radius, color = (0.05, (230, 200, 60)) if looks["eye"] == "masked" else (0.06, (15, 15, 15))
+    canvas.ellipse(x, y, radius, radius, color)
     return photograph(image, rng, 0.72)

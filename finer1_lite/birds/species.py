@@ -29,13 +29,12 @@ SYLLABLES = tuple(part.split() for part in (  # an epithet takes one of each
     "b br c d dr f g h j k l m n p pl r s st t tr v w z", "a e i o u", "b d f k l m n p r s t v", "a e i o u",
     "nd l rt x m sk th n p d",
 ))  # fmt: skip
-SPECIES_PER_FAMILY, COMMON_PER_FAMILY, WORLD_SEED = 10, 2, 7
+SPECIES_PER_FAMILY, COMMON_PER_FAMILY = 10, 2
 
 
 @dataclass(frozen=True)
 class Species:
     """One species. `looks` gives the value of each attribute; `common` species are in no evaluation."""
-
     index: int
     name: str
     family: str
@@ -61,12 +60,11 @@ def differences(a, b) -> list[str]:
 
 
 def _family_looks(rng: np.random.Generator, base: np.ndarray) -> list[tuple[int, ...]]:
-    # Each new look changes one or two of four attributes of an older one.
     sizes = [len(values) for values in ATTRIBUTES.values()]
     varying = rng.choice(len(sizes), size=4, replace=False)
     looks = [tuple(int(value) for value in base)]
     while len(looks) < SPECIES_PER_FAMILY:
-        new = list(looks[rng.integers(len(looks))])
+        new = list(looks[rng.integers(len(looks))])  # one or two of four attributes of it change
         for slot in rng.choice(varying, size=int(rng.choice([1, 2, 2])), replace=False):
             new[slot] = int((new[slot] + rng.integers(1, sizes[slot])) % sizes[slot])
         if tuple(new) not in looks:
@@ -77,7 +75,7 @@ def _family_looks(rng: np.random.Generator, base: np.ndarray) -> list[tuple[int,
 @cache
 def all_species() -> tuple[Species, ...]:
     """The 200 species of the world, always the same: 20 families of 10, of each 2 common."""
-    rng, bases, epithets, species, taken = np.random.default_rng(WORLD_SEED), [], [], [], set()
+    rng, bases, epithets, species, taken = np.random.default_rng(7), [], [], [], set()
     while len(bases) < len(FAMILY_NOUNS):  # any two families differ in at least four attributes
         base = np.array([rng.integers(len(values)) for values in ATTRIBUTES.values()])
         if all((base != other).sum() >= 4 for other in bases):
@@ -87,9 +85,8 @@ def all_species() -> tuple[Species, ...]:
         if not any(word in w or w in word for w in [*epithets, *FAMILY_NOUNS]):
             epithets.append(word)
     for family, base in zip(FAMILY_NOUNS, bases):
-        members = _family_looks(rng, base)
-        while taken & set(members):  # no two species of the world look the same
-            members = _family_looks(rng, base)
+        while taken & set(members := _family_looks(rng, base)):  # no two species of the world look the same
+            pass
         taken |= set(members)
         for j, member in enumerate(members):
             looks = tuple(values[i] for values, i in zip(ATTRIBUTES.values(), member))

@@ -135,8 +135,8 @@ def read_chain(text: str) -> Chain:
 
 
 def spelt(chain: Chain, label: str) -> Chain:
-    """The chain with its name as the data set writes it, which the reward looks for: "Black footed Albatross" for
-    "Black-footed Albatross". The chain itself, where it could not be read again with that name in it."""
+    """The chain with its name as the data set writes it, which the reward looks for; the chain as it is, where it
+    could not be read again with that name in it."""
     same = normal_name(chain.prediction)
     options = [label if normal_name(option) == same else option for option in chain.options]
     made = replace(chain, options=options, prediction=label)
@@ -147,10 +147,8 @@ def spelt(chain: Chain, label: str) -> Chain:
 
 
 def names_label(text: str, label: str, others: Iterable[str] = ()) -> bool:
-    """Whether a text names the label, or one of its words that no other name of `others` has.
-
-    A car's year need not be said. Words of look and size (`ORDINARY`) and of three letters give nothing away.
-    """
+    """Whether a text names the label (a car's year aside), or one of its words that no other name of `others` has and
+    that is neither short nor of look and size (`ORDINARY`)."""
     spoken, name = f" {normal_name(text.replace('(', ' '))} ", normal_name(label)
     others = [o for o in map(normal_name, others) if o != name]
     shared = {word for other in others for word in other.split()} | ORDINARY

@@ -1,8 +1,7 @@
 """The paper's data sets as their authors give them out: one reader for each unpacked archive, and iNaturalist 2021.
 
-Each reader gives the entries of `sources`: names cleaned for people, the official split, and a family (a coarser
-class) where the archive knows one. FileNotFoundError for a wrong folder. Tried on small copies of the layouts, not on
-the archives. Cars, flowers and pets are spelt as in the released closed-world files (`splits.released_classes`).
+Names are cleaned; family: a coarser class. FileNotFoundError for a wrong folder. Tried on small copies of layouts
+only. Cars, flowers and pets are spelt as in the released closed-world files (`splits.released_classes`).
 """
 
 import json

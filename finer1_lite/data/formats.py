@@ -1,11 +1,7 @@
 """Data in and out: chats of stage 1 in three forms, closed-world questions.
 
 Our chat row is that of `cot.chains.chat_row`: messages (one user, one assistant turn), images, perhaps `system`, the
-system prompt, and whatever else a row carries. The other forms hold the same in other places:
-
-    LLaMA-Factory   messages [system?, user, assistant] of role and content
-    ShareGPT        conversations [system?, human, gpt] of from and value
-    TRL             prompt [system?, user], completion [assistant] with lists of typed parts as content
+system prompt, and whatever else a row carries. `FORMS` has the other forms; TRL's content is a list of typed parts.
 """
 
 import json
@@ -34,8 +30,6 @@ OPTIONS = 4
 
 def to_chat(row: dict, form: str) -> dict:
     """Our row in the form "llama_factory", "sharegpt" or "trl" (whose trainer wants pictures, `List(Image())`).
-
-    ValueError for what `from_chat` would refuse.
 
     >>> turns = {"user": "<image>Who?", "assistant": "A wren."}
     >>> row = {"messages": [{"role": r, "content": c} for r, c in turns.items()], "images": ["a.jpg"], "id": 7}

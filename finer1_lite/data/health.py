@@ -1,8 +1,7 @@
 """What is wrong with a data set, before hours are spent on it: pictures twice, names alike, classes too small.
 
-Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`). On 2240 drawn pictures the same one as
-JPEG of quality 20, at half or double size, or 20% darker was at most 24 bits away, two different ones at least 38. A
-copy that is cropped, turned, mirrored or strongly blurred is missed.
+Pictures are compared by a perceptual hash of 16 x 16 bits (`imagehash.phash`): on drawn pictures a JPEG, resized or
+darker copy was at most 24 bits away, two different ones at least 38. A cropped, turned or mirrored copy is missed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,11 +44,10 @@ class Health:
     step_tokens: int | None  # of the images that one TAPO step encodes
 
 
-def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> Health:
+def check_health(splits, processor=None) -> Health:
     """Look at every picture and name of a Dataset, or of a DatasetDict with splits train, val, test.
 
-    processor: Qwen2.5-VL's, to count image tokens by its own rule. max_distance: bits of 256 up to which two pictures
-    are one. ValueError for an empty data set, and for a row without a name or a readable picture.
+    processor: Qwen2.5-VL's, to count image tokens by its own rule. ValueError for no rows, no name, no picture.
     """
     splits = splits if isinstance(splits, Mapping) else {"all": splits}
     facts = pd.DataFrame([fact for split, data in splits.items() for fact in _facts_of(split, data)])
@@ -60,7 +58,7 @@ def check_health(splits, processor=None, max_distance: int = MAX_DISTANCE) -> He
     sizes = sizes.join(by_split[["width", "height"]].median().add_prefix("median_"))
     sizes = sizes.join(by_split[["tiny", "thin"]].sum())
     counts = pd.crosstab(facts["label"], facts["split"])[facts["split"].unique()]
-    pairs, names, tokens, step_tokens = _duplicates(facts, max_distance), similar_names(counts.index), None, None
+    pairs, names, tokens, step_tokens = _duplicates(facts), similar_names(counts.index), None, None
     if processor:
         rule, taken = processor.image_processor, facts[~facts["thin"]]
         patches = [rule.get_number_of_image_patches(*sides, {}) for sides in zip(taken["height"], taken["width"])]
@@ -86,12 +84,12 @@ def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
         }  # fmt: skip
 
 
-def _duplicates(facts: pd.DataFrame, max_distance: int) -> pd.DataFrame:
+def _duplicates(facts: pd.DataFrame) -> pd.DataFrame:
     bits = np.frombuffer(b"".join(facts["bits"]), np.uint64).reshape(len(facts), -1)
     found = []
     for a in range(len(bits)):
         apart = np.bitwise_count(bits[a] ^ bits[a + 1 :]).sum(-1)
-        found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= max_distance)]
+        found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= MAX_DISTANCE)]
     a, b, distance = np.array(found, dtype=int).reshape(-1, 3).T
     one, other = (facts.iloc[i][["split", "row", "label"]].reset_index(drop=True) for i in (a, b))
     return one.add_suffix("_a").join(other.add_suffix("_b")).assign(distance=distance)
@@ -138,9 +136,7 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
         small = {f"with less than {SHOTS} images to learn from and one to test on": whole[whole <= SHOTS]}
     for what, few in small.items():
         add(f"Classes {what}", few.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave the class out")
-    for column, what, remedy in [
-        ("tiny", f"with a side below {TINY} pixels", "Details are lost in them: find larger ones"),
-        ("thin", f"over {LONGEST} times as long as wide", "Qwen's processor refuses them: crop them"),
-    ]:
-        add(f"Pictures {what}", facts[facts[column]], "{0.split}[{0.row}] ({0.width} x {0.height})", remedy)
+    size = "{0.split}[{0.row}] ({0.width} x {0.height})"
+    add(f"Pictures with a side below {TINY} pixels", facts[facts["tiny"]], size, "Details are lost: find larger ones")
+    add(f"Pictures over {LONGEST} times as long as wide", facts[facts["thin"]], size, "Qwen refuses them: crop them")
     return found

@@ -1,14 +1,10 @@
-"""Where pictures come from: a folder for each class, a table of paths, a data set of the Hub; and what is left out.
-
-A reader gives *entries*, a path and a label each, without opening a picture; `load_images` opens every file. The six
-benchmarks of the paper have readers of their own (`benchmarks`).
-"""
+"""Pictures from a folder for each class, a table of paths or a data set of the Hub, and what is left out of them."""
 
 import csv
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +53,7 @@ class Loaded:
 def folder_entries(folder: str | Path) -> list[Entry]:
     """A folder for each class, `folder/Class/*.jpg`, perhaps below `train`, `val` and `test`; sorted.
 
-    Hidden and other files are passed over; folders inside a class's folder count. ValueError where there are no class
-    folders or a class folder is empty.
+    Hidden and other files are passed over. ValueError where there are no class folders or one of them is empty.
     """
     inside = _folders(Path(folder))
     parts = [p for p in inside if p.name.lower() in SPLITS]
@@ -104,9 +99,8 @@ def table_entries(path: str | Path) -> list[Entry]:
     return entries
 
 
-def counts(entries: Iterable[Entry]) -> pd.DataFrame:
+def counts(entries: Sequence[Entry]) -> pd.DataFrame:
     """The dry run: pictures of each class, by split, fewest first. Opens no file. Raises as `names.clean_names`."""
-    entries = list(entries)
     names = clean_names(e.label for e in entries)
     rows = pd.DataFrame({"class": [names[e.label] for e in entries], "split": [e.split or "all" for e in entries]})
     table = pd.crosstab(rows["class"], rows["split"])
@@ -116,8 +110,7 @@ def counts(entries: Iterable[Entry]) -> pd.DataFrame:
 def load_images(entries: Sequence[Entry]) -> Loaded:
     """The data set of `entries`, names cleaned, without files that cannot be read or were listed before.
 
-    Columns: image (read when it is needed) and label, and family and split where they are known. ValueError where
-    nothing is left, or as `names.clean_names`.
+    Columns: image, label, and family and split where they are known. ValueError where nothing is left.
     """
     names = clean_names(e.label for e in entries)
     first = {e.path: i for i, e in reversed(list(enumerate(entries)))}

@@ -1,8 +1,7 @@
 """The paper's split for any data set: 60% of the classes seen, four training images each, tests of all classes.
 
-No picture is in two parts. Where the source has a training part and another one, training images come from the first
-and test images from its test part (its validation part where it has no other), which stays whole; val comes from the
-source's validation part, else from training images that are left. A class that has none there gives what it has.
+No picture is in two parts. Training images come from the training part of the source; its test part (else validation)
+stays whole as test; val comes from its validation part, else from what is left, and a class gives what it has.
 """
 
 import warnings

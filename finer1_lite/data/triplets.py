@@ -31,7 +31,6 @@ def export_triplets(
     """Write the triplets as a parquet file, images inside, and our instruction as `format_prompt.jinja`.
 
     Returns the folder `data`, to give as `data.train_files`; the instruction is for `data.format_prompt`.
-
     triplets: indices into `images` and `labels`. questions: the bare question of each triplet. Positive and negative
     are resized to the anchor's size, as the released code gives all three the anchor's placeholders. ValueError,
     before anything is written, for labels that do not fit, a question that holds "<image>", or too few questions.
@@ -42,13 +41,12 @@ def export_triplets(
             raise ValueError(f"the labels {anchor!r}, {positive!r}, {negative!r} or {question!r} do not fit")
     folder, rows = Path(folder), []
     for triplet, question in zip(triplets, questions):
-        size = as_rgb(images[triplet.anchor]).size
-        row = {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]}
+        size, row = as_rgb(images[triplet.anchor]).size, {}
         for column, role in ROLES.items():
             picture = as_rgb(images[getattr(triplet, role)]).resize(size, Image.Resampling.BICUBIC)
             picture.save(png := io.BytesIO(), "PNG")
             row[column] = [{"bytes": png.getvalue(), "path": None}]
-        rows.append(row)
+        rows.append(row | {"problem": f"{MARK}{question}", "answer": labels[triplet.anchor]})
     (folder / "data").mkdir(parents=True, exist_ok=True)
     write_whole(folder / "format_prompt.jinja", "{{ content | trim }} " + THINK_INSTRUCTION)
     table = Dataset.from_list(rows, features=FEATURES).with_format("arrow")[:]

@@ -1,8 +1,7 @@
 """Greedy answers of a policy to "which class is this?", open-world and closed-world, and whether they are right.
 
-Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed (in the released
-files the right one is always first). An answer is right if it contains the label, as in the released code, and
-strictly right if it is the label. `protocols` judges the same answers by the released rules.
+Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed. An answer is right if
+it contains the label, as in the released code, and strictly right if it is the label.
 """
 
 import hashlib
@@ -99,7 +98,9 @@ def ask(
         raise ValueError(f"{number} prompts, {len(labels)} labels and {len(cache.images)} images: not one of each")
     keys, found, store = [""] * number, {}, None
     if path is not None:
-        keys = _keys(policy, cache, labels, seen, prompts)
+        model, rows = fingerprint(policy), list(zip(labels, seen, prompts))  # all that a prediction depends on
+        whole = (json.dumps([model, i, *row]).encode() + cache.about(i)[1] for i, row in enumerate(rows))
+        keys = [hashlib.sha256(text).hexdigest()[:16] for text in whole]
         store = JsonLines(path, [f.name for f in fields(Prediction)])
         found = {row["index"]: Prediction(**row) for row in store.rows}
         if other := [i for i, p in found.items() if i >= number or p.asked != keys[i]]:
@@ -132,10 +133,3 @@ def _batches(policy: Policy, cache: VisionCache, prompts: Sequence[str]) -> list
     order = sorted(range(len(prompts)), key=lambda i: -tokens[i] - words[prompts[i]])
     size = policy.profile.eval_batch
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _keys(policy: Policy, cache: VisionCache, labels, seen, prompts) -> list[str]:
-    """For each row, a digest of all that its prediction depends on."""
-    model, rows = fingerprint(policy), list(zip(labels, seen, prompts))
-    whole = (json.dumps([model, i, *row]).encode() + cache.about(i)[1] for i, row in enumerate(rows))
-    return [hashlib.sha256(text).hexdigest()[:16] for text in whole]

@@ -1,8 +1,7 @@
 """The same answers under every protocol, as the released evaluation counts and corrected.
 
-The rules of eval/evaluation.py of github.com/PKU-ICST-MIPL/FineR1_ICLR2026 are here as they are, with their faults;
-each corrected rule changes one thing, and `RULES` says which and why. All are functions of texts: a model is asked
-once (`answers.ask`), for the closed world once in each order. One departure: an empty text has similarity 0.
+The rules of eval/evaluation.py of github.com/PKU-ICST-MIPL/FineR1_ICLR2026 are here with their faults; each corrected
+rule changes one thing, and `RULES` says which and why. One departure: an empty text has similarity 0.
 """
 
 import re

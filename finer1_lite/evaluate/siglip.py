@@ -58,9 +58,7 @@ class Siglip:
 
 
 def choose(scores: torch.Tensor, names: Sequence[str], options: Sequence[Sequence[str]] | None = None) -> list[str]:
-    """The name with the highest score in each row of scores (N, C): among all names, or among the row's `options`.
-
-    A row without options has no answer ("").
+    """The name with the highest score in each row of scores (N, C), or of the row's `options` ("" of none).
 
     >>> choose(torch.tensor([[0.1, 0.9, 0.5]]), ["wren", "finch", "tit"], [["wren", "tit"]])
     ['tit']

@@ -14,10 +14,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def halved_until_it_fits(run: Callable[[int], object], size: int, what: str):
-    """`run(size)`; after running out of memory again with half the size, down to 1: (result, size that fits).
-
-    Warns once if the size was lowered. MemoryError where even 1 does not fit.
-    """
+    """`run(size)`, out of memory with half of it, and so on: (result, size that fits). MemoryError if 1 does not."""
     fits = size
     while True:
         try:

@@ -1,7 +1,4 @@
-"""From (image features, text) rows to the model's inputs, and from rows with answers to labels.
-
-Every image is encoded once by the frozen vision tower (`VisionCache`); then text and the stored features are enough.
-"""
+"""From (image features, text) rows to the model's inputs and labels; each image is encoded once (`VisionCache`)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -81,8 +78,8 @@ def training_batch(model, processor, rows: list[tuple[str, ImageFeatures | None,
 class VisionCache:
     """Features of a data set's images, each encoded once, kept on the CPU up to `max_bytes`.
 
-    `images` is anything that gives a PIL image for `images[i]`. Beyond `max_bytes` the features that were not asked
-    for the longest are dropped, and made again when needed. `patches_encoded` counts what went through the tower.
+    `images[i]` is a PIL image. Beyond `max_bytes` the features that were not asked for the longest are dropped, and
+    made again when needed. `patches_encoded` counts what went through the frozen tower.
     """
 
     def __init__(self, model, processor, images, batch_size: int = 32, max_bytes: int = 4 * 2**30):
@@ -126,6 +123,5 @@ class VisionCache:
         for i, features in made.items():
             if not features.tokens.isfinite().all():
                 where = "image {} ({}x{} pixels)".format(i, *self.images[i].size)
-                advice = "lower max_pixels, or take a card with bfloat16"
-                raise FloatingPointError(f"the features of {where} overflow {self.dtype}; {advice}")
+                raise FloatingPointError(f"features of {where} overflow {self.dtype}; lower max_pixels or use bf16")
         return made

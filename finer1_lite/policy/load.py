@@ -116,8 +116,7 @@ def suit_the_card(device: str) -> None:
         # A T4 has no flash attention, and without it PyTorch before 2.15 takes the slowest kernel for grouped heads.
         if torch.cuda.get_device_capability()[0] < 8:
             sdpa_attention.use_gqa_in_sdpa = lambda *_: False
-        # cuDNN's attention builds a plan for each new shape, and every decoded token has one; some versions give NaN
-        # gradients under an explicit mask (PyTorch issue 196678).
+        # cuDNN's attention plans anew for each decoded token; some versions give NaN gradients (PyTorch 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # Qwen overflows there
 
@@ -130,10 +129,7 @@ def load_processor(profile: Profile) -> AutoProcessor:
 
 
 def add_adapter(policy: Policy, seed: int, new_tokens: list[int] | None = None) -> Policy:
-    """A fresh LoRA adapter on every linear of the language model; at the start it changes nothing.
-
-    new_tokens: ids whose embeddings are trained too, for words that the base has never met.
-    """
+    """A fresh LoRA adapter on the language model's linears; trains the embeddings of the ids `new_tokens` too."""
     set_seed(seed)
     size = {"r": policy.profile.lora_r, "lora_alpha": policy.profile.lora_alpha}
     lora = LoraConfig(**size, target_modules=LORA_TARGETS, task_type="CAUSAL_LM", trainable_token_indices=new_tokens)

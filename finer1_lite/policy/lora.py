@@ -34,10 +34,7 @@ def adapted_linears(model: Module) -> list[LoraLayer]:
 
 
 def lora_forward(layer: LoraLayer, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """(..., in) -> (..., out): what PEFT's forward of a LoRA layer without dropout gives, with fewer passes over it.
-
-    In 16 bits as under autocast, where PEFT would write an fp32 copy of every input; in fp32 the same bits.
-    """
+    """(..., in) -> (..., out): what PEFT's forward gives, in fewer passes; in fp32 bit for bit, else as autocast."""
     if layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward(layer, x, *args, **kwargs)
     return add_products(layer.get_base_layer(), matrices(layer), x)

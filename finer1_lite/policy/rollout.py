@@ -1,7 +1,4 @@
-"""Sample completions: every prompt is read once, its cache is repeated, finished rows leave the batch.
-
-`generate` would keep finished rows and read a prompt again for each of its completions.
-"""
+"""Sample completions: unlike in `generate`, prompts are read once for all theirs, and finished rows leave."""
 
 from dataclasses import dataclass, replace
 
@@ -100,9 +97,8 @@ def forbidden_ids(model) -> list[int]:
 def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
     """One token for each row of logits (B, V); temperature 0 takes the most likely one.
 
-    top_p keeps the smallest set of most likely tokens whose probability reaches it. Nothing is sorted: a token drawn
-    from all is kept if the more likely ones together stay below top_p, else drawn again, which leaves the same
-    distribution. FloatingPointError where logits are not numbers.
+    top_p keeps the smallest set of most likely tokens whose probability reaches it; without sorting, tokens beyond
+    it are drawn again. FloatingPointError where logits are not numbers.
     """
     if top_p <= 0:
         raise ValueError("top_p must be above 0: nothing would be drawn")
@@ -133,8 +129,7 @@ def rollout(
 ) -> Rollouts:  # fmt: skip
     """Sample `num_generations` completions of each (question, features) prompt, in batches that fit.
 
-    min_new_tokens: how many tokens of a completion cannot end it. A batch that does not fit into memory is sampled
-    again in halves, and the profile's rollout_batch stays so.
+    A batch that does not fit into memory is sampled again in halves, and the profile's rollout_batch stays so.
     """
     limit = max_new_tokens or policy.profile.max_new_tokens
     per, start = max(1, policy.profile.rollout_batch // num_generations), 0

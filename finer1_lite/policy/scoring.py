@@ -1,7 +1,6 @@
 """Log-probabilities of given completions under the policy; completions of one prompt share it.
 
-Without checkpointing the prompt is read once and its cache is repeated. With it no cache can be kept, so completions
-stand behind their prompt in one packed row, [prompt | c1 | c2 ...], where a mask hides them from each other.
+With checkpointing no cache can be kept: completions stand in one packed row, [prompt | c1 | c2 ...], under a mask.
 """
 
 import torch

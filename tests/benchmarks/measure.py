@@ -63,7 +63,6 @@ class Meter:
 
 @contextmanager
 def together(*contexts):
-    """Inside all of them."""
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)

@@ -1,9 +1,4 @@
-"""The shapes of Qwen2.5-VL as data, for what has to know them without a download.
-
-Source: `config.json` of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct on the Hugging Face Hub; what is not
-named here stands there as it is in transformers' defaults. The models built from it have as many
-parameters as the published weights: 3,754,622,976 and 8,292,166,656.
-"""
+"""The shapes of Qwen2.5-VL from `config.json` of the 3B and 7B on the Hub; as many parameters as published."""
 
 from transformers import Qwen2_5_VLConfig
 
@@ -20,7 +15,6 @@ SHAPES = {
 
 
 def qwen_config(size: str) -> Qwen2_5_VLConfig:
-    """The config of Qwen2.5-VL-`size`-Instruct, "3B" or "7B"."""
     shape = SHAPES[size]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     text = shape | {"max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "rope_parameters": rope}

@@ -1,15 +1,6 @@
-"""The 3B at its real size on a CPU: the tensors of each phase counted as they live and die.
+"""The 3B at its real size on a CPU: the bytes of each phase's tensors, to `results/real_memory.csv`.
 
-    python -m tests.benchmarks.real_memory t4 --image-tokens 1280 --new-tokens 400
-
-Qwen2.5-VL-3B with random weights, loaded in NF4 by the package's own `load_policy`; then the phases of both stages at
-the profile's own sizes: all rollouts of a step to their full length, the update of one question (as much as a
-micro-batch holds), SFT on the longest chains. A tensor has as many bytes here as on a GPU. What is not seen is the
-allocator's share and CUDA itself. Everything is in bfloat16; a T4 has fp16, of the same width, and its tower is in
-fp32, here too. The seconds say nothing about a GPU.
-
-It takes 18 GiB of memory, 10 GiB of disk, and an hour and a half on two cores that know bfloat16. A row for each
-phase goes to `tests/benchmarks/results/real_memory.csv` as soon as it is measured.
+    python -m tests.benchmarks.real_memory t4 --image-tokens 1280 --new-tokens 400    # 18 GiB of memory, 1.5 hours
 """
 
 import argparse
@@ -35,7 +26,6 @@ from .setting import fixed_length
 
 
 def standing(policy: Policy) -> int:
-    """Bytes that lie in memory for a whole phase: the model and Adam's two moments."""
     model, moments = policy.model, sum(2 * p.nbytes for p in policy.trainable())
     tensors = [*model.parameters(), *model.buffers()]
     for layer in model.modules():

@@ -1,14 +1,6 @@
-"""The real size on a GPU: Qwen2.5-VL-3B from its configuration with random weights, NF4, one TAPO step.
+"""The real size on a GPU: the 3B with random weights in NF4, TAPO steps (or TRL's), to `results/real_size.csv`.
 
-    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256
-    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 --trl
-
-Random weights are valid for speed and memory and say nothing about accuracy. The model is saved and loaded again by
-the package's own `load_policy`; only the tokenizer is the tiny one. An end token is never sampled, so completions are
-of full length. Two warm-up steps, then the median of `--steps`. `--trl` takes the steps with TRL's `GRPOTrainer`: the
-same model in NF4 with the same LoRA, as many rollouts (all from the anchor, and no negative: GRPO has none). A row
-goes to `tests/benchmarks/results/real_size.csv`: seconds of sampling and of the update, milliseconds for a decoding
-step (with its share of reading the prompts), tokens per second, peak memory, seconds over the arithmetic's.
+    python -m tests.benchmarks.real_size h100 --new-tokens 400 --image-tokens 256 [--trl]
 """
 
 import argparse
@@ -81,7 +73,6 @@ def now() -> float:
 
 
 def one_step(loop: Tapo) -> dict[str, float]:
-    """Seconds of the two halves of a step."""
     start = now()
     with fixed_length():
         groups, _ = loop.collect()
@@ -110,7 +101,6 @@ def bound(profile: Profile, config, image_tokens: int, device_name: str) -> floa
 
 
 def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps of TRL's trainer."""
     policy, c = load_policy(profile), profile.tapo
     n = c.num_anchor + c.num_positive
     step = Step(c.questions, n, profile.max_new_tokens, micro_batch=min(c.micro_batch, c.questions * n))
@@ -134,7 +124,6 @@ def trl_steps(profile: Profile, image_tokens: int, steps: int) -> list[float]:
 
 
 def measure(profile: Profile, image_tokens: int, steps: int, warm_up: int = 2, trl: bool = False) -> dict:
-    """One row of the results."""
     name, c = torch.cuda.get_device_name() if profile.device == "cuda" else "cpu", profile.tapo
     if profile.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -1,13 +1,6 @@
-"""The same step for both: TRL's `GRPOTrainer` and our `Tapo`.
+"""The same step for TRL's `GRPOTrainer` and our `Tapo`: model, LoRA, questions, images, lengths, groups, optimizer.
 
-Equal are: the tiny base model with LoRA on the language model, in NF4 or in fp32; questions and images (TRL's data
-set holds what our loop will draw); lengths (the end token cannot be sampled); all groups are kept; temperature,
-nucleus, micro-batch, optimizer; the adapter in fp32 (TRL casts that of a 4-bit model to bfloat16, and here it is cast
-back); no gradient checkpointing (TRL's default, which would cost it another forward pass).
-
-Where they cannot be equal the advantage is TRL's: its data loader is not timed, and our image cache is emptied before
-each step. In one point it is ours: TRL computes the entropy of each token for its log, and cannot be told not to.
-"""
+Where they cannot be equal the advantage is TRL's, but that it computes the entropy of each token for its log."""
 
 import tempfile
 from contextlib import contextmanager
@@ -36,8 +29,6 @@ CLASSES, IMAGES_PER_CLASS = 32, 4
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step is made of."""
-
     questions: int = 8
     num_generations: int = 10
     max_new_tokens: int = 96  # about the mean of the chains that SFT learns from
@@ -55,7 +46,6 @@ class Step:
         return (self.image_size[0] // 14) * (self.image_size[1] // 14)
 
     def profile(self) -> Profile:
-        """The CPU profile with this step's lengths and sizes."""
         sizes = {"max_pixels": self.image_size[0] * self.image_size[1], "rollout_batch": self.rollouts}
         return replace(PROFILES["cpu"], max_new_tokens=self.max_new_tokens, quantize=self.quantize, **sizes)
 
@@ -122,7 +112,6 @@ class OurSide:
             return figures | loop.update(self.groups)
 
     def distinct_images(self) -> int:
-        """Images that the last step had to look at."""
         names = ("anchor", "positive", "negative") if self.loop.config.num_positive else ("anchor",)
         return len({getattr(g.triplet, name) for g in self.groups for name in names})
 
@@ -175,11 +164,9 @@ class TheirSide:
             p.data = p.data.float()
 
     def distinct_images(self) -> int:
-        """Images of a step: one for each question."""
         return self.trainer.args.generation_batch_size // self.trainer.num_generations
 
     def take_all(self, contexts: list, then=lambda i: None) -> None:
-        """All steps, step i inside contexts[i] and followed by then(i)."""
         self.around.contexts, self.around.then = contexts, then
         self.trainer.train()
 
