@@ -28,9 +28,9 @@ Way = Callable[[Seed, list[Question]], list[str]]
 BASELINES: dict[str, tuple[str, Way | None]] = {  # what it has met; how it names, None for the other studies' methods
     "siglip": (WEB, naming.zero_shot),
     "siglip_ensemble": (WEB, partial(naming.zero_shot, templates=ENSEMBLE)),
-    "siglip_probe": (f"{WEB}; {SHOTS}", partial(naming.linear_probe, rows_of=naming.siglip_rows)),
+    "siglip_probe": (f"{WEB}; {SHOTS}", partial(naming.linear_probe, encoder="siglip")),
     "tower_means": (f"{LOOKS}; {SHOTS}", naming.nearest_means),
-    "tower_probe": (f"{LOOKS}; {SHOTS}", partial(naming.linear_probe, rows_of=naming.tower_rows)),
+    "tower_probe": (f"{LOOKS}; {SHOTS}", partial(naming.linear_probe, encoder="tower")),
     "base": (BASE, None),
     "cot_prompt": (BASE, partial(naming.answer, think=True)),
     "in_context": (f"{BASE}; {EXAMPLES} described pictures of seen species", naming.in_context),
@@ -52,8 +52,7 @@ def answers_of(lab: Seed, name: str, protocol: str) -> list[Prediction]:
         return lab.answers(name, lab.adapter(name), protocol)
     if name in VARIANTS:
         return run_variant(lab, name, protocol=protocol)
-    way = BASELINES[name][1]
-    rows = zip(lab.judged["label"], lab.judged["seen"], way(lab, questions_of(lab, protocol)))
+    rows = zip(lab.judged["label"], lab.judged["seen"], BASELINES[name][1](lab, questions_of(lab, protocol)))
     return [judge(i, *row) for i, row in enumerate(rows)]
 
 
@@ -65,7 +64,7 @@ def one_seed(seed: int, work: Path) -> list[dict]:
             continue
         for row in result_rows(answers_of(lab, name, protocol), name, protocol, seed):
             if row["metric"] == "accuracy":
-                cells = {column: row[column] for column in ("protocol", "split", "value", "n")}
+                cells = {"protocol": protocol, "split": row["split"], "value": row["value"], "n": row["n"]}
                 rows.append({"seed": seed, "baseline": name} | cells | {"met": BASELINES[name][0]})
         print(f"[seed {seed}] {name}, {protocol}", flush=True)
     return rows

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from finer1_lite.birds import fish
 from finer1_lite.birds.diet import LOOKS_QUESTIONS
-from finer1_lite.birds.species import ATTRIBUTES, FOODS, NESTS, Species, all_species, by_name, describe
+from finer1_lite.birds.species import ATTRIBUTES, FOODS, NESTS, all_species, by_name, describe
 from finer1_lite.prompts import QUESTIONS, questions_for
 from studies.questions import Question, score
 
@@ -48,11 +48,6 @@ def looks(labels: Sequence[str], splits: Sequence[str], picked: Sequence[int]) -
             chance = float(np.mean([1 / len(ATTRIBUTES[a]) for a in attributes]))
             made.append(Question(i, text, answers, (), splits[i], chance))
     return made
-
-
-def food(species: Sequence[Species], split: str) -> list[Question]:
-    """What each species eats, in the field guide's words and without a picture."""
-    return [Question(None, f"What does the {s.name} eat?", (s.food,), FOODS, split, 1 / len(FOODS)) for s in species]
 
 
 def naming(

@@ -50,8 +50,6 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
 
     >>> rounded(0.6981, 0.661, 0.732), rounded(0.004, 0.002, 0.006), rounded(0.058, 0.022, 0.095, sign=True)
     ('70 (66 to 73)', '0.4 (0.2 to 0.6)', '+6 (+2 to +10)')
-    >>> rounded(0.21, -0.14, 0.56)
-    '21 (0 to 56)'
     """
     digits = 0 if 100 * (high - low) >= 2 else 1
     if not sign and low == low:
@@ -88,10 +86,7 @@ def section(title: str, text: str, table: pd.DataFrame | None = None, picture: s
 
 
 def forest(panels: dict[str, list[tuple[str, float, float, float]]], xlabel: str):
-    """One panel for each key: rows of (label, mean, low, high) as dots with intervals beside a line at zero.
-
-    Where the interval leaves zero out the dot is full, else hollow.
-    """
+    """One panel for each key: rows of (label, mean, low, high) as dots, full where the interval leaves zero out."""
     size = (4.2 * len(panels), 0.8 + 0.27 * max(map(len, panels.values())))
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (title, panel) in zip(axes.flat, panels.items()):

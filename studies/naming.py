@@ -1,6 +1,6 @@
 """Ways to name a bird for `studies.baselines`: SigLIP, classifiers of four pictures a class, prompts to the base."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -35,58 +35,49 @@ def given(asked: list[Question], known: Iterable[str] | None = None) -> list[lis
     return None if asked[0][1] is None else [[o for o in own if known is None or o in known] for _, own in asked]
 
 
-# ---- SigLIP and plain classifiers
-
 siglip = cache(Siglip)
 
 
 @cache
-def pictures_of(lab: Seed) -> dict[str, tuple[list[str], VisionCache]]:
-    """Labels and pictures: the training ones, validation ones of the seen species (two of each), the judged ones."""
+def labelled(lab: Seed, encoder: str) -> dict[str, tuple[list[str], torch.Tensor]]:
+    """Labels and features (N, D) of training pictures, of two validation ones of each seen species, of judged ones.
+
+    encoder: "siglip", unit rows; "tower", the mean of the policy's own image tokens. Side by side these do worse.
+    """
     data = load_birds(lab.seed, {"val": PER_CLASS["val"] | {False: 0}, "test": {True: 0, False: 0}})["val"]
     val = VisionCache(lab.base.model, lab.base.processor, data["image"])
-    judged = (list(lab.judged["label"]), lab.judged_cache)
-    return {"train": (lab.labels, lab.cache), "val": (list(data["label"]), val), "judged": judged}
-
-
-@cache
-def siglip_rows(lab: Seed) -> dict[str, torch.Tensor]:
-    """SigLIP's unit rows (N, D) of each part of `pictures_of`."""
-    return {part: siglip().images(features.images) for part, (_, features) in pictures_of(lab).items()}
-
-
-@cache
-def tower_rows(lab: Seed) -> dict[str, torch.Tensor]:
-    """The mean (N, H) of the policy's own image tokens. Side by side they do worse: 2048 numbers, four pictures."""
-    return {
-        part: torch.stack([s.tokens.float().mean(0) for s in features.get(range(len(labels)))])
-        for part, (labels, features) in pictures_of(lab).items()
-    }
+    found = {}
+    for part, names, cache_of in (("train", lab.labels, lab.cache), ("val", data["label"], val),
+                                  ("judged", lab.judged["label"], lab.judged_cache)):  # fmt: skip
+        if encoder == "siglip":
+            rows = siglip().images(cache_of.images)
+        else:
+            rows = torch.stack([s.tokens.float().mean(0) for s in cache_of.get(range(len(names)))])
+        found[part] = list(names), rows
+    return found
 
 
 def zero_shot(lab: Seed, asked: list[Question], templates=ONE) -> list[str]:
     """SigLIP's choice among the options, or among the names of all judged classes."""
-    names = sorted(set(lab.judged["label"]))
-    return choose(siglip_rows(lab)["judged"] @ siglip().classes(names, templates).T, names, given(asked))
+    labels, rows = labelled(lab, "siglip")["judged"]
+    names = sorted(set(labels))
+    return choose(rows @ siglip().classes(names, templates).T, names, given(asked))
 
 
-def linear_probe(lab: Seed, asked: list[Question], rows_of: Callable) -> list[str]:
+def linear_probe(lab: Seed, asked: list[Question], encoder: str) -> list[str]:
     """A linear classifier of four pictures of each seen species."""
-    rows, (val_labels, _) = rows_of(lab), pictures_of(lab)["val"]
-    probe = choose_probe(rows["train"], lab.labels, rows["val"], val_labels)
-    return choose(probe.scores(rows["judged"]), probe.classes, given(asked, set(probe.classes)))
+    (labels, train), (val_labels, val), (_, judged) = labelled(lab, encoder).values()
+    probe = choose_probe(train, labels, val, val_labels)
+    return choose(probe.scores(judged), probe.classes, given(asked, set(probe.classes)))
 
 
 def nearest_means(lab: Seed, asked: list[Question]) -> list[str]:
     """The class whose four pictures have the nearest mean, by cosine, all seen from the mean of the training rows."""
-    rows, labels, classes = tower_rows(lab), lab.labels, sorted(set(lab.labels))
-    centre = rows["train"].mean(0)
-    means = torch.stack([rows["train"][[i for i, label in enumerate(labels) if label == c]].mean(0) for c in classes])
-    scores = torch.cosine_similarity((rows["judged"] - centre)[:, None], means - centre, dim=-1)
+    (labels, train), _, (_, judged) = labelled(lab, "tower").values()
+    classes, centre = sorted(set(labels)), train.mean(0)
+    means = torch.stack([train[[i for i, label in enumerate(labels) if label == c]].mean(0) for c in classes])
+    scores = torch.cosine_similarity((judged - centre)[:, None], means - centre, dim=-1)
     return choose(scores, classes, given(asked, set(classes)))
-
-
-# ---- prompting the base, greedy
 
 
 def ask_base(lab: Seed, prompts: list[str], images: list) -> list[str]:

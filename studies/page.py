@@ -1,6 +1,5 @@
 """One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`."""
 
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -115,6 +114,4 @@ PARTS = {
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("studies/results"))
-    print(write_page(parser.parse_args().folder))
+    print(write_page(Path("studies/results")))

@@ -43,9 +43,6 @@ def last_states(policy: Policy, prompts: Sequence[Prompt]) -> tuple[torch.Tensor
     return torch.cat(image), torch.cat(last)
 
 
-# ---- linear probes: what it sees, what it uses
-
-
 def linear_probe(train: Split, val: Split, test: Split, l2: Sequence[float] = L2) -> float:
     """Test accuracy of a linear probe: fitted on `train`, its penalty chosen on `val` (the larger one in a tie)."""
     mean, scale = train[0].mean(0), train[0].std(0) + 1e-6
@@ -79,9 +76,6 @@ def separability(right: torch.Tensor, wrong: torch.Tensor, fold: torch.Tensor, l
         parts = ((fold != test) & (fold != val), fold == val, fold == test)
         scores.append(linear_probe(*map(split, parts), l2) * (fold == test).sum().item())
     return sum(scores) / len(fold)
-
-
-# ---- descriptions and the field guide: what it says, what it knows
 
 
 def stated_looks(text: str) -> dict[str, str]:

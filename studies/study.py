@@ -99,9 +99,7 @@ class Seed:
         adapter = self.adapter(method)
         return self.base if adapter is None else load_policy(self.profile, adapter, trainable=False)
 
-    def answers(
-        self, name: str, adapter: Path | None, protocol: str = "open", think: bool | None = None
-    ) -> list[Prediction]:
+    def answers(self, name: str, adapter: Path | None, protocol: str = "open", think=None) -> list[Prediction]:
         """What the adapter (None: the base) answers about the judged images, kept in `out`.
 
         think: ask for a chain; None: as the story asks the method `name`. ValueError for a file of another adapter.

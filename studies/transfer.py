@@ -22,13 +22,13 @@ import numpy as np
 from finer1_lite.birds import fish
 from finer1_lite.birds.dataset import FIRST
 from finer1_lite.birds.render import draw
-from finer1_lite.birds.species import all_species, by_name
+from finer1_lite.birds.species import FOODS, all_species, by_name
 from finer1_lite.evaluate.answers import METHODS, WITHOUT_CHAIN
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.prompts import make_options
 from finer1_lite.recipes import look_alike_classes
-from studies.exam import SHIFTS, conditions, facts, fish_questions, food, graded, looks, naming, pick, rows_of
-from studies.questions import about, ask, choose, in_form
+from studies.exam import SHIFTS, conditions, facts, fish_questions, graded, looks, naming, pick, rows_of
+from studies.questions import Question, about, ask, choose, in_form
 from studies.study import Seed, run, seed_of
 
 PICTURES = 160
@@ -91,7 +91,8 @@ def recall_task(exam: Exam) -> list[dict]:
     for split in ("seen", "unseen"):
         species = [by_name()[name] for name, own in names if own == split]
         order = np.random.default_rng(exam.lab.seed).permutation(len(species))[: len(exam.picked) // 4]
-        questions += food([species[i] for i in order], split)
+        for s in (species[i] for i in order):
+            questions.append(Question(None, f"What does the {s.name} eat?", (s.food,), FOODS, split, 1 / len(FOODS)))
     return graded("recall", "food", questions, exam.ask("recall food", None, questions, "plain"), "plain")
 
 

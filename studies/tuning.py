@@ -53,10 +53,6 @@ def one_setting(job: tuple, work: Path) -> list[dict]:
     return [{"method": method, "setting": setting} | figures]
 
 
-def tables(rows: list[dict], *_) -> dict[str, list[dict]]:
-    """All rows, method by method."""
-    return {"tuning.csv": sorted(rows, key=lambda row: (row["method"], row["setting"]))}
-
-
 if __name__ == "__main__":
-    run("tuning", __doc__, one_setting, tables, lambda seeds: itertools.product(seeds, GRID), (100,), prepare)
+    in_order = lambda rows, *_: {"tuning.csv": sorted(rows, key=lambda row: (row["method"], row["setting"]))}  # noqa: E731
+    run("tuning", __doc__, one_setting, in_order, lambda seeds: itertools.product(seeds, GRID), (100,), prepare)

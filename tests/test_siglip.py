@@ -89,7 +89,7 @@ def test_the_validation_rows_alone_choose_the_strength_of_a_probe(strength):
     torch.testing.assert_close(probe.weight, fit_probe(rows, labels, strength).weight)  # trained on the other rows
 
 
-def test_equal_probes_leave_the_strongest_and_unknown_names_are_refused():
+def test_equal_probes_leave_the_strongest_and_a_row_without_options_has_no_answer():
     rows, labels = torch.tensor([[1.0, 0], [-1, 0]]), ["a", "b"]
     assert choose_probe(rows, labels, rows, labels, (1e-3, 1.0, 1e-2)).strength == 1.0
     with pytest.raises(KeyError, match="penguin"):

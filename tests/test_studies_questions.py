@@ -19,7 +19,7 @@ from finer1_lite.policy.load import load_policy
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.prompts import THINK_INSTRUCTION, instructed
 from studies import baselines, naming, transfer
-from studies.exam import SHIFTS, conditions, facts, fish_questions, food, looks, pick, rows_of, shifted
+from studies.exam import SHIFTS, conditions, facts, fish_questions, looks, pick, rows_of, shifted
 from studies.exam import naming as names_asked
 from studies.questions import Question, about, ask, choose, in_form, prompt_of, said, score
 from studies.study import Seed
@@ -102,9 +102,6 @@ def test_looks_cover_all_attributes_and_fish_stand_at_every_place(birds):
     made = looks(birds["label"], ["all"] * len(birds), range(64))
     assert Counter(q.answers[0].split()[1] for q in made[1::2]) == {a: 8 for a in ATTRIBUTES}
     assert all(q.answers[0].split()[0] in by_name()[birds["label"][q.image]].looks for q in made)
-    bird = all_species()[0]
-    text = f"What does the {bird.name} eat?"
-    assert food([bird], "seen") == [Question(None, text, (bird.food,), FOODS, "seen", 0.2)]
     pictures = [f for f in all_fish() for _ in range(4)]
     parts, guided = fish_questions(pictures)
     assert {q.text for q in parts[3::4]} == {"What does the breast look like?"}
