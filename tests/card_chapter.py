@@ -1,4 +1,4 @@
-"""A chapter on the pretended card as a GPU: FINER1_RUNS=/tmp/runs python tests/card_chapter.py 04_tapo l4"""
+"""A chapter on the pretended card as a GPU: FINER1_RUNS=some/folder python tests/card_chapter.py 04_tapo l4"""
 
 import json
 import os
