@@ -29,6 +29,13 @@ def test_a_broken_line_is_named(tmp_path, content, words):
         read_jsonl(tmp_path / "a.jsonl")
 
 
+def test_who_reads_while_it_is_written_has_the_whole_old_file(tmp_path):
+    path = write_whole(tmp_path / "a.txt", "old")
+    with path.open() as reader:
+        write_whole(path, "something new")
+        assert reader.read() == "old" and path.read_text() == "something new"
+
+
 def write_with_little_room(path: Path, outcome) -> None:
     """A process that may write files of 1 KiB at most: what a full disk says, for real."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
