@@ -4,7 +4,18 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
+
 collect_ignore_glob = ["tests/card*.py"]  # helpers of test_card.py, which need a newer PyTorch than the package does
+
+
+@pytest.fixture(autouse=True)
+def number_of_threads():
+    """Each test leaves as many threads as it found; after two, a forked process would wait for ever."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_runtest_setup(item):

@@ -44,6 +44,15 @@ class OnCard(torch.Tensor):
         self.held = held
         return self
 
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, value):  # as `module.float()` does, and a 4-bit weight when it is packed
+        torch.Tensor.data.__set__(self, value)
+        self.held = value.held
+
     def __repr__(self):
         return f"OnCard({self.held!r})"
 
@@ -116,16 +125,7 @@ def as_tensors(index):
 
 
 class PackedOnCard(OnCard, Params4bit):
-    """A packed weight on the card; what it holds changes when it is packed."""
-
-    @property
-    def data(self):
-        return self.detach()
-
-    @data.setter
-    def data(self, value):
-        torch.Tensor.data.__set__(self, value)
-        self.held = value.held
+    """A packed weight on the card."""
 
 
 PackedOnCard.__name__ = Params4bit.__name__  # PEFT asks for it
