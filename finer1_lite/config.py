@@ -45,7 +45,6 @@ class TapoConfig:
     temperature: float = 1.0
     top_p: float = 0.99
     max_rounds: int = 20
-    overlong_buffer: int = 0  # tokens before max_new_tokens in which a completion is punished (DAPO); 0: it is not
     micro_batch: int = 10  # rollouts scored at once, at most
     micro_tokens: int = 8192  # and their tokens, images included
 

@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all: text, CSV, JSON lines; and a file of answers that only grows."""
+"""Files that are written whole or not at all: text, CSV, JSON lines; tables read strictly; answers that only grow."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -11,6 +12,16 @@ from threading import RLock
 from filelock import FileLock
 
 
+def flush(file) -> None:
+    """What was written to the open `file` is on the disk when this returns; some mounted drives cannot promise it."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:  # a full disk may be told here: that is no lack of the drive's
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
 def write_whole(path: str | Path, text: str | bytes) -> Path:
     """Write a file (text as UTF-8) so that a reader finds the old one or the new one, never a part; returns it."""
     path = Path(path)
@@ -19,8 +30,7 @@ def write_whole(path: str | Path, text: str | bytes) -> Path:
     try:
         with part.open("wb") as file:
             file.write(text if isinstance(text, bytes) else text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -34,6 +44,37 @@ def write_csv(path: str | Path, rows: Iterable[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue())
+
+
+def read_csv(path: str | Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file that has (at least) `columns`, stripped, with the numbers of their lines.
+
+    Strict, as one forgotten quote would swallow all rows up to the next one: ValueError, with file, line and remedy,
+    for a cell over several lines, cells beyond the header's, another separator, and a file that is not UTF-8.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8; save the table as UTF-8 (\"CSV UTF-8\" in Excel)") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header, rows, last = next(reader, []), [], 1
+    if missing := [name for name in columns if name not in header]:
+        advice = "; separate the cells by commas" if ";" in "".join(header) else ""
+        raise ValueError(f"{path} needs the columns {', '.join(columns)}; {missing[0]!r} is missing{advice}")
+    try:
+        for cells in reader:
+            if len(cells) > len(header):
+                raise csv.Error("more cells than columns; put a cell that holds a comma into quotes")
+            if any("\n" in cell for cell in cells):
+                raise csv.Error("a cell goes on in the next line; is a quote missing?")
+            last = reader.line_num
+            if cells:
+                rows.append((last, dict(zip(header, map(str.strip, cells)))))
+    except csv.Error as error:
+        what = "a quote is not closed" if "unexpected end" in str(error) else error
+        raise ValueError(f"{path}, line {last + 1}: {what}") from None
+    return rows
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
@@ -95,6 +136,5 @@ class JsonLines:
             self._read(file)
             file.truncate(self._end)
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
             self._read(file)

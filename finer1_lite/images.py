@@ -1,12 +1,15 @@
 """One picture file, read as a viewer shows it, or refused with a reason."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 LONGEST = 200  # times its width: beyond it Qwen's processor refuses a picture
 MOST_PIXELS = 100_000_000  # decoded 300 MB; Pillow itself warns from 89 million on, and refuses from 179
+MANY_PIXELS, ONE_AT_A_TIME = 16_000_000, Lock()  # of larger ones threads decode one at a time
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -22,6 +25,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def read_image(path: Path) -> Image.Image:
     """The picture of a file, see `as_rgb`. ValueError with the reason if the model cannot have it."""
+    if not Path(path).is_file():  # to open a pipe would wait for ever
+        raise ValueError("not a file" if Path(path).exists() else "the file is missing")
     try:
         with Image.open(path) as file:
             width, height = file.size
@@ -30,8 +35,12 @@ def read_image(path: Path) -> Image.Image:
             elif max(width, height) > LONGEST * min(width, height):
                 reason = f"{width} x {height} pixels: too long and thin, crop it"
             else:
-                return as_rgb(file)
+                with ONE_AT_A_TIME if width * height > MANY_PIXELS else nullcontext():
+                    return as_rgb(file)
     except Exception as error:  # a broken file makes Pillow raise almost anything
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not a picture in a format that Pillow can read" if unknown else f"cannot be read: {error}"
+        reason = f"cannot be read: {error}"
+        if isinstance(error, UnidentifiedImageError):
+            heic = Path(path).suffix.lower() in (".heic", ".heif")
+            how = "; pip install pillow-heif and call pillow_heif.register_heif_opener()" if heic else ""
+            reason = f"not a picture in a format that Pillow can read{how}"
     raise ValueError(reason)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
+from filelock import FileLock, Timeout
 from IPython import get_ipython
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -61,11 +62,22 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those before it are as "
-                "they were. Free some space or choose another folder, then train again."
+                "they were. Free some space or choose another folder, load the policy anew, then train again: it goes "
+                "on from the newest checkpoint there, else from step 0."
             ) from error
         for old in [s for s in self.steps() if s <= step][: -self.keep]:  # later ones can only be damaged
             self.path(old).unlink()
         return path
+
+    @contextmanager
+    def alone(self):
+        """Nobody else trains in the folder meanwhile. CheckpointError where another process does."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.folder}.lock", timeout=0):
+                yield
+        except Timeout:
+            raise CheckpointError(f"another process trains in {self.folder}: stop it, or give another folder") from None
 
     def clear(self) -> None:
         """Remove the checkpoints of a run that is done and whose adapter is saved."""
@@ -148,6 +160,9 @@ class Loop:
         self.policy, self.config, self.max_grad_norm, self.seed = policy, config, max_grad_norm, seed
         self.team = Team()  # of one, unless `accelerate launch` started more
         self.history: list[dict] = []
+        self.start = digest(adapter_tensors(policy.model))[:16]
+        ends = [0, *(i for i, run in enumerate(policy.runs, 1) if run["end"] == self.start)]
+        self.earlier = policy.runs[: ends[-1]]  # the adapter may have been set back since the last one
         self.bad_steps = 0  # in a row, until now
         self.optimizer = torch.optim.AdamW(policy.trainable(), lr=config.lr, weight_decay=config.weight_decay)
         half = policy.profile.dtype == "float16"  # its small gradients need scaling
@@ -189,7 +204,14 @@ class Loop:
 
         With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last whole step.
         """
+        with checkpoints.alone() if checkpoints and self.team.rank == 0 else nullcontext():
+            return self._train(log, on_step, checkpoints)
+
+    def _train(self, log, on_step, checkpoints) -> list[dict]:
         if checkpoints and not self.history and (saved := checkpoints.load(self.identity())):
+            if (done := len(saved[1]["history"])) > self.steps:
+                said = f"the run in {checkpoints.folder} has done {done} steps, {self.steps} are asked for"
+                raise CheckpointError(f"{said}: ask for as many, or give another folder")
             self.restore(*saved)
         done, main, before = self.history, self.team.rank == 0, None
         spent, start = done[-1]["seconds"] if done else 0.0, time.perf_counter()
@@ -212,12 +234,14 @@ class Loop:
                 self.optimizer.zero_grad()
             # Of several processes the others may be anywhere in their step.
             saved = self._save(checkpoints) if checkpoints and self.team.size == 1 else None
-            print(f"stopped after {len(done)} whole steps" + (f", saved in {saved.name}" if saved else "")
-                  + "; run this cell again to go on")  # fmt: skip
+            how = f"saved in {saved.name}; run this cell again to go on" if saved else (
+                "not saved: this loop's own `train` goes on, a new one starts at step 0")  # fmt: skip
+            print(f"stopped after {len(done)} whole steps, {how}")
             if get_ipython() is None:  # a program ends, in a notebook the next cell works
                 raise
         finally:
             self.policy.model.eval()
+            self.policy.runs = (*self.earlier, self.about())
             bar.close()
         if log and main:
             write_csv(log, done)
@@ -226,6 +250,12 @@ class Loop:
     def _save(self, checkpoints: Checkpoints) -> Path | None:
         state = self.state()  # all processes take part in it
         return checkpoints.save(len(self.history), *state, self.identity()) if self.team.rank == 0 else None
+
+    def about(self) -> dict:
+        """What really ran, as JSON values for the adapter's file and its card; `end` is a digest of the adapter."""
+        config = {k: v for k, v in asdict(self.config).items() if k != "steps" and not k.startswith("micro")}
+        run = {"stage": self.stage, "steps": len(self.history), "seed": self.seed, **config}
+        return run | {"end": digest(adapter_tensors(self.policy.model))[:16]}
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint to fit; the number of RL steps may grow."""

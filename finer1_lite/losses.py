@@ -120,16 +120,6 @@ def keep_groups(accuracies: Tensor, num_generations: int, rule: str = "paper") -
     return kept if rule == "released" and kept.any() else torch.ones_like(kept)
 
 
-def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
-    """DAPO's soft overlong punishment (DAPO, eq. 13), to be added to the reward: (B,) token counts -> (B,).
-
-    0 up to max_length - buffer, a straight line down to -1 at max_length, -1 beyond.
-    """
-    if not 0 < buffer <= max_length:
-        raise ValueError(f"buffer is {buffer}; it must lie in 1 .. max_length ({max_length})")
-    return ((max_length - buffer - lengths) / buffer).clamp(-1.0, 0.0)
-
-
 def entropy_terms(per_token_logps: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
     """H per token: the sampled -log p of drawn tokens (B, C), which the loss takes, or exact, of logits (..., V)."""
     if logits is None:

@@ -1,7 +1,10 @@
 """What is asked and in which form the answer is wanted: questions, instructions, chat messages."""
 
+import re
 from collections.abc import Sequence
 
+# Signs of models and formats: in a text they would become an end or an image; halves of a letter cannot be saved.
+RESERVED_SIGNS = re.compile(r"<\|[^|<>\s]+\|>|</?(?:image|video|audio)>|[\ud800-\udfff]", re.IGNORECASE)
 THINK_INSTRUCTION = "Think inside <think> </think>, then give the name inside <answer> </answer>."
 ANSWER_INSTRUCTION = "Give only the name inside <answer> </answer>."
 PHRASINGS = (

@@ -39,15 +39,28 @@ def make_chains(base: Sampler, teacher: Sampler, labels: list[str], seed: int) -
     return tasks, build_chains(tasks, base, teacher, choose_concepts, samples=DESCRIPTIONS_PER_QUESTION)
 
 
-def chain_rows(tasks: list[Task], built: Built) -> list[dict]:
-    """Accepted chains as chat rows, with the student's prompt and completion."""
+def chain_rows(tasks: list[Task], built: Built, cache: VisionCache) -> list[dict]:
+    """Accepted chains as chat rows, with the student's prompt and completion. cache: of the images of `tasks`."""
     pairs = [(tasks[attempt.task], attempt.chain) for attempt in built.accepted]
-    return [chat_row(t.image_index, t.label, instructed(t.question), to_completion(spelt(chain, t.label)))
-            for t, chain in pairs]  # fmt: skip
+    return [chat_row(t.image_index, t.label, instructed(t.question), to_completion(spelt(chain, t.label)),
+                     pixels=cache.about(t.image_index)[1].hex()[:16]) for t, chain in pairs]  # fmt: skip
 
 
-def sft_rows(rows: list[dict], cache: VisionCache) -> list[Row]:
-    """Chat rows as (question, seen, answer) rows for `train_sft`."""
+def sft_rows(rows: list[dict], cache: VisionCache, labels: Sequence[str]) -> list[Row]:
+    """Chat rows as (question, seen, answer) rows for `train_sft`.
+
+    labels: of the images of `cache`. ValueError for a chain of another image or label than the data have at its place:
+    then the data have changed since the chains were written.
+    """
+    for number, row in enumerate(rows, 1):
+        place = row["image_index"]
+        here = cache.about(place)[1].hex()[:16] if place < len(labels) else "no image"
+        if place >= len(labels) or labels[place] != row["label"] or row.get("pixels", here) != here:
+            now = f"a picture of {labels[place]!r}" if place < len(labels) else "no picture"
+            raise ValueError(
+                f"chain {number} is about a picture of {row['label']!r}, number {place} of the data, which is {now} "
+                "today and perhaps another one: the data have changed; write the chains anew"
+            )
     pairs = [question_and_completion(row) for row in rows]
     return [(q, s, a) for (q, a), s in zip(pairs, cache.get([row["image_index"] for row in rows]))]
 

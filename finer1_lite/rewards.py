@@ -21,19 +21,25 @@ ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1
 
 def strip_tags_space(completion: str) -> str:
     """White space around <, > and / removed, as models write "< think >"."""
-    return re.sub(r"\s*([<>/])\s*", r"\1", completion)
+    first, *rest = re.split("([<>/])", completion)  # not one pattern with the spaces: it is quadratic in them
+    if not rest:
+        return first
+    *middle, last = rest
+    return first.rstrip() + "".join(part.strip() for part in middle) + last.lstrip()
 
 
 def extract_answer(completion: str) -> str | None:
     """Text of the first <answer>...</answer>, stripped; None if there is none."""
-    found = re.search(r"<answer>(.*?)</answer>", strip_tags_space(completion), re.DOTALL)
-    return found.group(1).strip() if found else None
+    _, opened, rest = strip_tags_space(completion).partition("<answer>")
+    answer, closed, _ = rest.partition("</answer>")
+    return answer.strip() if opened and closed else None
 
 
 def format_reward(completion: str) -> float:
     """1.0 if the whole completion is <think>...</think> <answer>...</answer>, else 0.0."""
-    pattern = r"<think>.*?</think>\s*<answer>.*?</answer>"
-    return float(re.fullmatch(pattern, strip_tags_space(completion), re.DOTALL) is not None)
+    text, middle = strip_tags_space(completion), "</think><answer>"
+    thought = text.startswith("<think>") and text.endswith("</answer>")
+    return float(thought and middle in text[len("<think>") : -len("</answer>")])
 
 
 def accuracy_reward(completion: str, label: str) -> float:
@@ -77,7 +83,8 @@ def loose_reward(completion: str, label: str) -> dict[str, float]:
 
     For names out of folders: a model writes "Black-footed Albatross" where CUB has "Black footed Albatross".
     """
-    contained = normalise(label) in normalise(extract_answer(completion) or "")
+    name = normalise(label)
+    contained = name != "" and name in normalise(extract_answer(completion) or "")
     return _scores(float(contained), format_reward(completion))
 
 

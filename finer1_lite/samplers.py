@@ -9,6 +9,7 @@ negatives and the curriculum are additions.
 """
 
 import hashlib
+import json
 import math
 import random
 import warnings
@@ -42,11 +43,14 @@ def _shuffled(rng: random.Random, items: Iterable) -> list:  # Fisher-Yates, for
 
 
 def check_names(names: Iterable[str]) -> list[str]:
-    """The distinct names, sorted. ValueError if two differ only in case or spaces: one class, two spellings."""
+    """The distinct names, sorted. ValueError if two differ only in case or spaces: one class, two spellings.
+
+    And for one without a letter or digit, as answers are compared by these: every answer would hold it.
+    """
     spelling: dict[str, str] = {}
     for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{name!r} is not a class name; labels must be non-empty strings")
+        if not isinstance(name, str) or not any(c.isalnum() for c in name):
+            raise ValueError(f"{name!r} is not a class name; labels must be strings with a letter or digit")
         first = spelling.setdefault(" ".join(name.casefold().split()), name)
         if first != name:
             raise ValueError(f"{first!r} and {name!r} differ only in case or spaces; choose one spelling")
@@ -200,6 +204,13 @@ class TripletSampler:
     def next(self, batch_size: int) -> list[Triplet]:
         """The next batch_size triplets; a batch may run over into the next epoch."""
         return [self._draw() for _ in range(batch_size)]
+
+    def identity(self) -> dict:
+        """Plain JSON values: all that decides the sequence but where it stands."""
+        ranked = hashlib.sha256(json.dumps([self.labels, self.rankings]).encode()).hexdigest()[:16]
+        curriculum = [*self.hardness, self.curriculum_triplets]
+        decay = None if self.confusion is None else self.confusion.decay
+        return {"ranked": ranked, "negative": self.negative, "curriculum": curriculum, "decay": decay}
 
     def state_dict(self) -> dict:
         """Plain JSON values: where the sequence stands, and the confusion counts if there are any."""

@@ -109,5 +109,7 @@ class SFT(Loop):
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint of this run to fit."""
-        texts = "\n".join(f"{question}\t{answer}" for question, _, answer in self.rows)
-        return super().identity() | {"data": hashlib.sha256(texts.encode()).hexdigest()[:16]}
+        data = hashlib.sha256()
+        for question, seen, answer in self.rows:
+            data.update(f"{question}\t{answer}\n".encode() + (seen.picture if seen else b""))
+        return super().identity() | {"data": data.hexdigest()[:16]}

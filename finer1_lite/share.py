@@ -1,24 +1,29 @@
 """Give a trained adapter away: with a card filled from the run, as one 16-bit model; `push` alone sends anything."""
 
 import gc
-from dataclasses import asdict, replace
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from peft import PeftModel
 
 from . import __version__
 from .config import ASSETS, QWEN_3B, Profile, versions
 from .files import write_whole
-from .policy.load import Policy, base_name, load_base, load_processor, quantization
-from .recipes import dapo_setting
+from .policy.load import Policy, base_name, load_base, load_processor, quantization, read_adapter
 from .use import BARE_PROMPT, PROMPT
 
 METHOD_NAMES = {"sft_answers": "SFT on answers", "cot_sft": "CoT SFT", "dapo": "DAPO", "tapo": "TAPO"}
 CARD = Path(__file__).with_name("card.md")
 TINY = str(ASSETS / "base")
 TERMS = f"https://huggingface.co/{QWEN_3B}/blob/main/LICENSE"
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+OURS = re.compile(  # what save_for_sharing and merge_16bit write; a folder may hold keys and other people's weights
+    r"README\.md|chat_template\.jinja|merges\.txt|adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors"
+    r"|(adapter_config|config|generation_config|model\.safetensors\.index|processor_config|preprocessor_config"
+    r"|video_preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+)
 UNKNOWN = {"license": "unknown"}, "That of the base; look it up before you pass this on."
 LICENCES = {  # base -> what the Hub reads, what a person reads
     TINY: ({"license": "mit"}, "MIT, like the base, which finer1_lite pre-trained itself."),
@@ -27,7 +32,7 @@ LICENCES = {  # base -> what the Hub reads, what a person reads
 }  # fmt: skip
 
 
-def model_card(profile: Profile, method: str, data: str, results=None, merged=False, prompt=None) -> str:
+def model_card(policy: Policy, method: str, data: str, results=None, merged=False, prompt=None) -> str:
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
     data: what it was trained on, in your words. results: table of a results file, of the seed of the adapter.
@@ -42,11 +47,8 @@ def model_card(profile: Profile, method: str, data: str, results=None, merged=Fa
             raise ValueError(f"results without accuracy of {method!r}, only of: {', '.join(results.method.unique())}")
         rows = [(*group, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
                 for group, part in table.groupby(["protocol", "split"])]  # fmt: skip
-    name = METHOD_NAMES[method]
-    stages = {name: profile.sft_answers} if method == "sft_answers" else {"CoT SFT": profile.sft}
-    if method in ("dapo", "tapo"):
-        config, loss = (profile.tapo, profile.loss) if method == "tapo" else dapo_setting(profile)
-        stages |= {name: config, f"{name}'s loss": loss}
+    name, profile = METHOD_NAMES[method], policy.profile
+    runs = [{key: value for key, value in run.items() if key != "end"} for run in policy.runs]
     hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
@@ -62,14 +64,13 @@ def model_card(profile: Profile, method: str, data: str, results=None, merged=Fa
         data=data, tiny=profile.model_id == TINY, version=__version__,
         question=prompt or (PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
-        stages={stage: asdict(values) for stage, values in stages.items()} | {"made with": versions()},
-        rows=rows, licence=licence,
+        runs=runs, versions=versions(), rows=rows, licence=licence,
     ))  # fmt: skip
 
 
 def save_for_sharing(policy: Policy, folder: str | Path, method: str, data: str, results=None, prompt=None) -> Path:
     """Write adapter (safetensors), processor and `model_card`: all that a stranger needs besides the base."""
-    card = model_card(policy.profile, method, data, results, prompt=prompt)  # first: an error leaves no folder
+    card = model_card(policy, method, data, results, prompt=prompt)  # first: an error leaves no folder
     policy.save(folder)
     return _save_rest(policy.profile, Path(folder), card)
 
@@ -80,13 +81,11 @@ def merge_16bit(profile: Profile, adapter: str | Path, folder: str | Path, card:
     NF4's weights are unpacked, rounding included, and the adapter is added to those: so the merged model is the one
     that was evaluated, but for bfloat16. card: see `model_card(merged=True)`.
     """
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise FileNotFoundError(f"no adapter in {adapter}: give a folder of save_for_sharing or a chapter")
     base = load_base(replace(profile, checkpointing=False)).model
     if profile.quantize:
         base = base.dequantize(getattr(torch, profile.dtype))
         gc.collect()  # 4-bit layers refer to themselves
-    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True).to(torch.bfloat16)
+    merged = read_adapter(base, adapter).merge_and_unload(safe_merge=True).to(torch.bfloat16)
     for config in (merged.config, merged.config.text_config, merged.config.vision_config):
         config.dtype = torch.bfloat16
     merged.save_pretrained(folder, max_shard_size="2GB")  # a shard has a second copy in the machine's memory
@@ -103,16 +102,14 @@ def _save_rest(profile: Profile, folder: Path, card: str) -> Path:
 
 
 def push(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Upload weights, settings and card of a folder to the Hub, nothing else in it; returns the address.
+    """Upload weights, settings and card of a folder to the Hub, by their names and nothing else; returns the address.
 
     Log in first (`hf auth login`). A repository that exists stays private or public. FileNotFoundError if not ready.
     """
     folder = Path(folder)
-    for needed in ("README.md", "*.safetensors"):
-        if not list(folder.glob(needed)):
-            raise FileNotFoundError(f"no {needed} in {folder}: write it with save_for_sharing or merge_16bit")
+    if not (folder / "README.md").is_file() or not any((folder / name).is_file() for name in WEIGHTS):
+        raise FileNotFoundError(f"no README.md and weights in {folder}: write it with save_for_sharing or merge_16bit")
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    # Names, as a pattern would match in subfolders too.
-    names = [path.name for kind in ("README.md", "*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind)]
+    names = [path.name for path in folder.iterdir() if OURS.fullmatch(path.name)]
     return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=names)

@@ -7,6 +7,8 @@ Departures from the paper: LoRA on NF4; one optimizer step for each rollout batc
 takes three of 128 questions from a batch of 384.
 """
 
+import hashlib
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -19,13 +21,14 @@ from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import TapoConfig
-from .loop import Loop, adapter_tensors
+from .identity import told
+from .loop import Loop
 from .losses import (
-    LossConfig, condition_logps, count_items, group_advantages, keep_groups, overlong_penalty, tapo_loss,
+    LossConfig, condition_logps, count_items, group_advantages, keep_groups, tapo_loss,
 )  # fmt: skip
 from .policy.batching import cut, halved_until_it_fits
 from .policy.inputs import VisionCache
-from .policy.load import Policy, digest
+from .policy.load import Policy
 from .policy.rollout import rollout
 from .policy.scoring import completion_logps
 from .prompts import question
@@ -70,7 +73,6 @@ class Tapo(Loop):
         own_seed = seed + 10_000 * self.team.rank
         self.generator = torch.Generator(policy.device).manual_seed(own_seed)
         self.rng = np.random.default_rng(own_seed)
-        self.start = digest(adapter_tensors(policy.model))[:16]  # from elsewhere it would be another run
 
     def roll_out(self, triplets: list[Triplet], min_new_tokens: int = 0) -> list[Group]:
         """Sample and reward the rollouts of `triplets`, one group for each."""
@@ -90,11 +92,9 @@ class Tapo(Loop):
     def _group(self, triplet: Triplet, asked: str, rows: list[tuple]) -> Group:
         label, (ids, masks, texts) = self.labels[triplet.anchor], zip(*rows)
         ids, masks = (pad_sequence(part, batch_first=True) for part in (ids, masks))
-        scores = [self.reward(text, label) for text in texts]
+        scores = [checked(self.reward(text, label), text, label) for text in texts]
         shares = [[s["overall"], s["accuracy"], s.get("format", torch.nan)] for s in scores]
         rewards, accuracies, formats = torch.tensor(shares, dtype=torch.float32).unbind(-1)
-        if buffer := self.config.overlong_buffer:
-            rewards = rewards + overlong_penalty(masks.sum(-1), self.policy.profile.max_new_tokens, buffer)
         return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats)
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
@@ -186,11 +186,26 @@ class Tapo(Loop):
         self.rng.bit_generator.state = position["rng"]
         self.generator.set_state(torch.tensor(position["generator"], dtype=torch.uint8))
 
+    def about(self) -> dict:
+        """See `Loop.about`: also the loss and the reward."""
+        return super().about() | asdict(self.loss) | {"reward": told(self.reward)[0]}
+
     def identity(self) -> dict:
         """What must be the same for a checkpoint to fit; the number of steps may grow."""
-        reward, asked = getattr(self.reward, "func", self.reward).__name__, self.ask(np.random.default_rng(0))
-        run = {"start": self.start, "data": self.sampler.state_dict()["labels"], "loss": asdict(self.loss)}
-        return super().identity() | run | {"reward": reward, "question": asked}
+        pictures = hashlib.sha256(b"".join(self.cache.about(i)[1] for i in range(len(self.labels)))).hexdigest()[:16]
+        asked = [self.ask(np.random.default_rng(i)) for i in range(16)]  # most of its phrasings
+        run = {"start": self.start, "pictures": pictures, "sampler": self.sampler.identity(), "loss": asdict(self.loss)}
+        return super().identity() | run | {"reward": told(self.reward), "questions": asked}
+
+
+def checked(score: dict, text: str, label: str) -> dict:
+    """What a reward returned, or a ValueError that says what is wrong with it, before it poisons a step."""
+    numbers = (int, float, np.number)
+    whole = isinstance(score, dict) and all(isinstance(score.get(k), numbers) for k in ("overall", "accuracy"))
+    if not whole or not math.isfinite(score["overall"]) or score["accuracy"] not in (0, 1):
+        need = 'a dict with "overall", a finite number, and "accuracy", 0 or 1'
+        raise ValueError(f"the reward gave {score!r} for {text[:60]!r} with the label {label!r}; it should be {need}")
+    return score
 
 
 def _added(parts: list[dict[str, float]]) -> dict[str, float]:

@@ -52,7 +52,8 @@ def without_selection(lab: Seed) -> list[dict]:
     def every(captions: list[list[str]]) -> list[list[str]]:
         return [list(dict.fromkeys(c for text in own for c in split_concepts(text))) for own in captions]
 
-    return chain_rows(tasks, build_chains(tasks, describe, write, every, samples=DESCRIPTIONS_PER_QUESTION))
+    built = build_chains(tasks, describe, write, every, samples=DESCRIPTIONS_PER_QUESTION)
+    return chain_rows(tasks, built, lab.cache)
 
 
 def chains_of(lab: Seed, name: str) -> list[dict]:

@@ -54,7 +54,8 @@ class Seed:
         """Chat rows of the accepted chains."""
         path = self.out / "chains.jsonl"
         if not path.exists():
-            save_chains(path, recipes.chain_rows(*recipes.make_chains(*self.writers(), self.labels, self.seed)))
+            made = recipes.make_chains(*self.writers(), self.labels, self.seed)
+            save_chains(path, recipes.chain_rows(*made, self.cache))
         return load_chains(path)
 
     def same_steps(self, rows: list[dict]) -> int:
@@ -69,7 +70,7 @@ class Seed:
         if not (folder / WEIGHTS).exists():
             policy = load_policy(self.profile, seed=self.seed)
             if method == "cot_sft":
-                config, made = self.profile.sft, recipes.sft_rows(self.chains() if rows is None else rows, self.cache)
+                config, made = self.profile.sft, recipes.sft_rows(rows or self.chains(), self.cache, self.labels)
             else:
                 config, made = self.profile.sft_answers, recipes.answer_rows(self.labels, self.cache, self.seed)
             train_sft(policy, made, replace(config, **changes), self.seed, log=self.out / f"{folder.name}.csv")

@@ -1,16 +1,20 @@
 """A killed, interrupted or starved run loses at most the steps since the last checkpoint, and goes on bit for bit."""
 
+import json
 import multiprocessing
 import random
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from finer1_lite import identity
 from finer1_lite import loop as loop_module
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import RELEASED_SWITCHES, get_profile
@@ -230,18 +234,103 @@ def test_another_run_or_library_version_is_refused_by_name(three, data, monkeypa
         return {key for key, value in other.identity().items() if value != one[key]}
 
     def like(**changed):
-        given = {"policy": loop.policy, "config": SETTING, "reward": half_right} | changed
-        return Tapo(cache=loop.cache, labels=loop.labels, sampler=loop.sampler, loss=loop.loss, seed=0, **given)
+        given = {"policy": loop.policy, "config": SETTING, "reward": half_right, "cache": loop.cache} | changed
+        return Tapo(labels=loop.labels, loss=loop.loss, seed=0, **{"sampler": loop.sampler} | given)
 
     assert differs(like(config=replace(SETTING, steps=99, micro_batch=1))) == set()  # these may change
     assert differs(like(config=replace(SETTING, lr=1.0))) == {"config"}
     assert differs(like(reward=lambda completion, label: {})) == {"reward"}
+    assert differs(like(ask=lambda rng: f"Which bird? {rng.integers(2)}")) == {"questions"}
+    for kind in ({"negative": "random"}, {"hardness": 0.5}, {"seed": 1, "confusion": ConfusionCounts(["a"], 0.5)}):
+        how = {"negative": "online", "confusion": loop.sampler.confusion, "seed": 0} | kind
+        nearest = {name: others[:2] for name, others in loop.sampler.rankings.items()} if "hardness" in kind else None
+        sampler = TripletSampler(loop.labels, nearest or loop.sampler.rankings, **how)
+        assert differs(like(sampler=sampler)) == {"sampler"}
+    darker = [image.point(lambda value: value // 2) for image in data["image"]]
+    cache = VisionCache(loop.policy.model, loop.policy.processor, darker)
+    assert differs(like(cache=cache)) == {"pictures"}
+    norm = loop.policy.backbone.language_model.norm.weight
+    with torch.no_grad():  # another base in a folder of the same name
+        norm.mul_(2)
+        assert differs(like()) == {"base"}
+        norm.div_(2)
     loop.policy.profile = replace(PROFILE, max_new_tokens=7, lora_alpha=16, quantize=False)
     assert differs(loop) == {"max_new_tokens", "lora_alpha", "quantize"}
     loop.policy.profile = PROFILE
     with torch.no_grad():
         loop.policy.trainable()[-1].add_(1e-3)
     assert differs(like()) == {"start"}  # another adapter to begin with
+
+
+def credit(completion, label, share):
+    return {"overall": share, "accuracy": 0}
+
+
+class Reward:
+    """An object without a name; what it holds decides what it pays."""
+
+    def __init__(self, **values):
+        vars(self).update(values)
+
+    def __call__(self, completion, label):
+        return {"overall": 0.0, "accuracy": 0}
+
+
+def test_two_rewards_are_told_apart_by_source_and_bound_values():
+    def bound(share):
+        return lambda completion, label: {"overall": share, "accuracy": 0}
+
+    apart = [credit, partial(credit, share=0.1), partial(credit, share=0.2), bound(0.1), bound(0.2), Reward(),
+             Reward(share=0.1), Reward(inner=credit), Reward(inner=partial(credit, share=0.1))]  # fmt: skip
+    told = [json.dumps(identity.told(reward)) for reward in apart]
+    assert len(set(told)) == len(apart) and told[1] == json.dumps(identity.told(partial(credit, share=0.1)))
+    unknown = Reward(lock=Lock())
+    with pytest.raises(ValueError, match="cannot be told from another one.*an attribute `identity`"):
+        identity.told(unknown)
+    unknown.identity = "mine, version 2"
+    assert identity.told(unknown) == ["mine, version 2"]
+
+
+def test_a_run_is_not_gone_on_with_fewer_steps_nor_by_two_at_once(data, tmp_path):
+    checkpoints, loop = Checkpoints(tmp_path / "run", every=1), make_loop(data, setting=replace(SETTING, steps=2))
+    with checkpoints.alone():
+        with pytest.raises(CheckpointError, match="another process trains in .*run: stop it, or give another folder"):
+            make_loop(data).train(checkpoints=checkpoints)
+    loop.train(checkpoints=checkpoints)
+    with pytest.raises(CheckpointError, match="has done 2 steps, 1 are asked for"):
+        make_loop(data, setting=replace(SETTING, steps=1)).train(checkpoints=checkpoints)
+
+
+def test_an_adapter_tells_what_really_trained_it_also_when_it_was_set_back(data, tmp_path):
+    policy = load_policy(PROFILE)
+    cache = VisionCache(policy.model, policy.processor, data["image"])
+    train_sft(policy, answer_rows(data["label"], cache, 0)[:4], replace(PROFILE.sft_answers, epochs=1), 5)
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
+    labels = data["label"]
+    for gamma in (0.5, 0.25):  # from the same start, as chapter 4 compares two
+        policy.model.load_state_dict(before, strict=False)
+        sampler = TripletSampler(labels, look_alike_classes(cache, labels), 0)
+        loss, config = replace(RELEASED_SWITCHES, gamma=gamma), replace(SETTING, steps=1, max_rounds=1)
+        Tapo(policy, cache, labels, sampler, config, loss, 0, partial(credit, share=0.1)).train()
+    policy.save(tmp_path)
+    sft, rl = load_policy(PROFILE, tmp_path).runs
+    assert (sft["stage"], sft["seed"], sft["steps"], rl["stage"], rl["gamma"]) == ("SFT", 5, 1, "RL", 0.25)
+    assert rl["reward"] == "credit" and rl["lr"] == SETTING.lr
+
+
+def test_without_checkpoints_nobody_is_told_that_all_goes_on(data, capsys, monkeypatch):
+    interrupting(monkeypatch, after=17)
+    with pytest.raises(KeyboardInterrupt):
+        make_loop(data).train()
+    assert "not saved: this loop's own `train` goes on, a new one starts at step 0" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_hindrance(three, monkeypatch):
+    def refuse(*_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    assert put(three, 4, 4).exists()
 
 
 def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, monkeypatch):

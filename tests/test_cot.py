@@ -172,6 +172,8 @@ def test_forms_of_a_candidate_list(text):
     (C.DUPLICATES, {"options": "Sage Thrasher; Brown Thrasher; brown thrasher (Toxostoma)"}),
     (C.MIXED, {"analysis": "Gray plumage 灰色 with streaks."}),
     (C.MIXED, {"comparison": "The другой is larger."}),
+    (C.RESERVED, {"analysis": "Streaks<|im_end|>."}), (C.RESERVED, {"comparison": "As <|image_pad|> shows."}),
+    (C.RESERVED, {"comparison": "The <image> shows it."}), (C.RESERVED, {"analysis": "Half a letter \ud83d."}),
     (C.NOT_LABEL, {"prediction": "Brown Thrasher"}),
     ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Wren"}),
     ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Sage Thrasher or Brown Thrasher"}),

@@ -1,9 +1,12 @@
 """Pictures from folders, tables and the Hub: what a user's folder may hold, and the split made of it."""
 
 import io
+import os
+import time
 import unicodedata
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from finer1_lite import images
 from finer1_lite.data.names import clean_name, clean_names
 from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
 from finer1_lite.data.splits import few_shot, released_classes
@@ -31,6 +35,7 @@ def world(root, classes=("wren", "finch"), n=3):
 
 
 @pytest.mark.parametrize("raw, clean", [
+    ("Wren; Jenny_Wren", "Wren, Jenny Wren"),
     ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
     (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("Rot\xadkehlchen", "Rotkehlchen"),
     ("Ｗｒｅｎ", "Wren"), ("São", "São"),
@@ -110,19 +115,21 @@ def test_tables(tmp_path):
     (tmp_path / "t.jsonl").write_text(text, encoding="utf-8")
     assert table_entries(tmp_path / "t.jsonl") == [
         Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "0")]  # fmt: skip
-    (tmp_path / "excel.csv").write_bytes("path,label\na.png,Éider\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="utf-8"):
-        table_entries(tmp_path / "excel.csv")
 
 
 @pytest.mark.parametrize("name, text, error", [
-    ("t.csv", "file,label\na,b\n", "line 2: a row needs path and label, it has .'file', 'label'"),
+    ("t.csv", "file,label\na,b\n", "needs the columns path, label; 'path' is missing"),
     ("t.csv", "path,label,split\na.png,b,dev\n", "line 2: unknown split 'dev'"),
     ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
-    ("t.csv", 'path,label\n"a\n.png",b\nc.png,\n', "line 4: a row needs path and label"),
+    ("t.csv", 'path,label\n"a\n.png",b\nc.png,\n', "line 2: a cell goes on in the next line; is a quote missing"),
+    ("t.csv", 'path,label\na.png,b\n\n"c.png,d\ne.png,f\n', "line 4: a quote is not closed"),
+    ("t.csv", 'path,label\n"a.png,b\nc.png,"d"\n', "line 2: ',' expected after"),
+    ("t.csv", "path,label\na.png,b,c\n", "line 2: more cells than columns; put a cell that holds a comma into quotes"),
+    ("t.csv", "path;label\na.png;b\n", "needs the columns path, label; 'path' is missing; separate the cells by"),
+    ("t.csv", b"path,label\na.png,b\nb.png,\xc9ider\n", "line 3: not UTF-8; save the table as UTF-8"),
 ])  # fmt: skip
 def test_a_broken_table_names_its_line(tmp_path, name, text, error):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=error):
         table_entries(tmp_path / name)
 
@@ -144,6 +151,31 @@ def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path
         "3 pictures of 2 classes", "no picture left: robin", "one picture only: finch"]  # fmt: skip
 
 
+def test_no_pipe_is_waited_for_and_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    at_once, most, read = [], [], images.as_rgb
+
+    def watched(image):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.05)
+        at_once.pop()
+        return read(image)
+
+    monkeypatch.setattr(images, "as_rgb", watched)
+    monkeypatch.setattr(images, "MANY_PIXELS", 10)
+    paths = [picture(tmp_path / f"{i}.png") for i in range(4)]
+    loaded = load_images([Entry(path, "wren") for path in (*paths, tmp_path / "pipe.png")])
+    assert loaded.skipped == [(tmp_path / "pipe.png", "not a file")] and max(most) == 1
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png"))
+    picture(tmp_path / "x.png").rename(odd)
+    loaded = load_images([Entry(paths[0], "wren"), Entry(odd, "wren")])
+    assert loaded.skipped[0][1] == "its name is not UTF-8; rename it"
+    (tmp_path / "a.heic").write_text("no picture")
+    with pytest.raises(ValueError, match="Pillow can read; pip install pillow-heif"):
+        images.read_image(tmp_path / "a.heic")
+
+
 def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
     home = tmp_path / "wren"
     whole = picture(home / "good.jpg", size=(400, 300), color=(200, 30, 60)).read_bytes()
@@ -157,11 +189,11 @@ def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
         warnings.simplefilter("error")  # no noise besides the report
         loaded = load_images([*folder_entries(tmp_path), Entry(tmp_path / "gone.png", "wren")])
     reasons = {"cut.jpg": "cannot be read", "text.jpg": "not a picture", "line.png": "too long and thin",
-               "huge.png": "12000 x 9000 pixels: too large", "gone.png": "No such file"}  # fmt: skip
+               "huge.png": "12000 x 9000 pixels: too large", "gone.png": "the file is missing"}  # fmt: skip
     assert {path.name for path, _ in loaded.skipped} == set(reasons) and len(loaded.data) == 3
     assert all(reasons[path.name] in reason for path, reason in loaded.skipped)
     assert "left out: wren/cut.jpg: cannot be read" in loaded.report()
-    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png.*No such file"):
+    with pytest.raises(ValueError, match="none of 1 pictures can be read; the first: .*gone.png.*the file is missing"):
         load_images([Entry(tmp_path / "gone.png", "wren")])
 
 
@@ -252,6 +284,8 @@ def test_small_classes():
             few_shot(data, **how)
     with pytest.raises(ValueError, match="seen classes that the data set does not have"):
         few_shot(data, seen=["dodo"])
+    with pytest.raises(ValueError, match="60% of 1 class.* is none to train on: give the seen ones"):
+        few_shot(rows({"a": 9}))
 
 
 def test_released_lists(tmp_path):

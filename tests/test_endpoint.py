@@ -3,13 +3,15 @@
 import base64
 import io
 import json
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock, Thread, Timer
 
 import pytest
 from peft import PeftModel
@@ -62,6 +64,14 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(1.5 * (how == "slow"))
         if how.isdigit():
             return self.send(int(how), {"error": {"message": f"no: {self.headers['Authorization']}"}})
+        if how in ("drip", "endless"):
+            self.close_connection = True
+            self.send(200, '{"a": "', length=10**12)
+            with suppress(OSError):  # until the reader goes
+                while True:
+                    self.wfile.write(b"x" * (1 if how == "drip" else 2**16))
+                    time.sleep(0.05 * (how == "drip"))
+            return None
         if how == "cut":
             self.close_connection = True
             return self.send(200, '{"choices": [', length=1000)
@@ -199,6 +209,31 @@ def test_trouble_that_stays_stops_at_once_and_says_what_is_safe(teacher, trouble
     assert len(requests(trouble)) == tries
     assert not trouble.isdigit() or "Bearer ***" in str(error.value)
     assert SECRET not in str(error.value) and error.value.__context__ is None  # the client's own error does quote it
+
+
+def test_an_answer_is_bounded_in_time_and_size(teacher, monkeypatch):
+    """Every piece of it comes in time; without end."""
+    monkeypatch.setattr("finer1_lite.teachers.endpoint.MOST_BYTES", 2**20)
+    for model, words in (("drip", "no answer within 0.7 seconds"), ("endless", "the answer is not JSON")):
+        start = time.time()
+        with pytest.raises(EndpointError, match=words):
+            teacher(model, timeout=0.7, max_retries=0)([(0, "a")])
+        assert time.time() - start < 3
+
+
+def test_ctrl_c_comes_back_at_once(teacher):
+    Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    start, endpoint = time.time(), teacher("order", timeout=60, concurrency=2)
+    with pytest.raises(KeyboardInterrupt):
+        endpoint([(0, f"wait {seconds} c") for seconds in (0, 20, 20, 20)])
+    assert time.time() - start < 3 and [row["prompt"] for row in endpoint.store.rows] == ["wait 0 c"]
+
+
+def test_a_key_is_not_stored_where_an_answer_quotes_it_and_not_sent_in_the_clear_unsaid(teacher):
+    endpoint = teacher("fine")
+    assert endpoint([(0, f"say {SECRET}")]) == ["say *** #1"]
+    with pytest.warns(RuntimeWarning, match="the key goes to example.org unencrypted; use https"):
+        teacher("any", base_url="http://example.org/v1")
 
 
 def test_a_failed_call_can_be_made_again(teacher):

@@ -91,13 +91,6 @@ def test_keep_groups_released_rule():
     assert L.keep_groups(mixed, 100, rule="released").tolist() == [False, False, True]
 
 
-def test_overlong_penalty_by_hand():
-    lengths = torch.tensor([0, 8, 9, 10, 12, 13, 50])
-    close(L.overlong_penalty(lengths, max_length=12, buffer=4), [0, 0, -0.25, -0.5, -1, -1, -1])
-    with pytest.raises(ValueError, match="buffer"):
-        L.overlong_penalty(lengths, max_length=12, buffer=13)
-
-
 def test_completion_mask_by_hand():
     ids = torch.tensor([[5, 6, 2, 7], [2, 2, 2, 2], [5, 6, 7, 8], [5, 2, 9, 2], [9, 9, 9, 2]])
     expected = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]]

@@ -46,8 +46,6 @@ MUTANTS = {
          'kept if rule == "released" else', "keep_groups_released_rule"),
         ("bounds include the limits", "(mean > 0.01) & (mean < 0.99)", "(mean >= 0.01) & (mean <= 0.99)",
          "keep_groups_released_rule"),
-        ("overlong line starts too late", "(max_length - buffer - lengths) / buffer",
-         "(max_length - lengths) / buffer", "overlong_penalty_by_hand"),
         ("sampled entropy with the wrong sign", "return -fp32(per_token_logps)", "return fp32(per_token_logps)",
          "entropy_terms_by_hand, tapo_loss_equals_the_slow_loops; losses_released: whole_loss"),
         ("old log-probs always under the anchor", 'old = anchor_logps if old_image == "anchor" else own_logps',

@@ -1,5 +1,6 @@
 """The policy's shortcuts give the same numbers as the plain way: cached images, own decoding, scoring."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -8,6 +9,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import linear
 from transformers.integrations import sdpa_attention
 
@@ -16,7 +19,7 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy import lora as lora_module
-from finer1_lite.policy.inputs import IGNORE, VisionCache, model_inputs, pad, prompt_ids, training_batch
+from finer1_lite.policy.inputs import IGNORE, VisionCache, answer_ids, model_inputs, pad, prompt_ids, training_batch
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
 from finer1_lite.policy.lora import add_products, decoding
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
@@ -138,6 +141,43 @@ def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, prom
     assert greedy(load_policy(policy.profile, tmp_path / "a")) == greedy(changed) != greedy(policy)
     with pytest.raises(FileNotFoundError, match="no adapter"):
         load_policy(policy.profile, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("sign", ["<|im_end|>", "<|image_pad|>", "<image>", "\ud83d"])
+def test_signs_of_the_model_are_refused_in_questions_and_answers(policy, sign):
+    text = f"Which bird {sign} is this?"
+    for make, how in ((prompt_ids, (text, None)), (answer_ids, (text,))):
+        with pytest.raises(ValueError, match="a sign of its own.*take it out"):
+            make(policy.processor, *how)
+
+
+def test_an_adapter_is_whole_and_of_this_base_or_refused(policy, tmp_path):
+    """Else the base would answer, under the adapter's name; without its weights PEFT asks the Hub or reads a pickle."""
+    trained(policy, 0.5).save(tmp_path / "a")
+    config, weights = tmp_path / "a" / "adapter_config.json", tmp_path / "a" / "adapter_model.safetensors"
+    with safe_open(weights, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    names = sorted(tensors)
+    for kept, told, message in [
+        (dict(list(tensors.items())[::2]), about, "35 tensors are missing and 0 are of another model"),
+        ({f"x.{name}": tensors[name] for name in names}, about, "70 tensors are missing and 70 are of another"),
+        (tensors | {names[0]: tensors[names[0]][:, :8]}, about, "does not fit this base"),
+        (tensors, about | {"base": "0" * 16}, "trained on another base"),
+    ]:
+        save_file({name: tensor.contiguous() for name, tensor in kept.items()}, weights, told)
+        with pytest.raises(ValueError, match=message):
+            load_policy(policy.profile, tmp_path / "a")
+    save_file(tensors, weights)  # of another tool, which says no base
+    load_policy(policy.profile, tmp_path / "a")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+        load_policy(policy.profile, tmp_path / "a")
+    weights.rename(tmp_path / "a" / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
+        load_policy(policy.profile, tmp_path / "a")
+    config.rename(tmp_path / "config.json.bak")
+    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+        load_base(replace(policy.profile, model_id=str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_dropout": 0.1}))
@@ -336,5 +376,8 @@ def test_the_nucleus_is_drawn_as_if_it_were_sorted(temperature, top_p):
 def test_broken_logits_and_an_empty_nucleus_are_refused(bad, temperature, top_p):
     with pytest.raises(FloatingPointError, match="not numbers"):
         sample_tokens(torch.full((2, 5), bad), temperature, top_p, torch.Generator().manual_seed(0))
+    for wrong in (math.nan, math.inf, -1.0, 1e-45):
+        with pytest.raises(ValueError, match="temperature is .*must be 0 .greedy. or at least 0.001"):
+            sample_tokens(torch.zeros(2, 5), wrong, 1.0, torch.Generator())
     with pytest.raises(ValueError, match="top_p"):
         sample_tokens(torch.zeros(2, 5), temperature, 0, torch.Generator().manual_seed(0))

@@ -1,5 +1,7 @@
 """rewards.py on completions written by hand; the twelve released ones are in test_losses_released.py."""
 
+import time
+
 import pytest
 
 from finer1_lite import rewards as R
@@ -62,6 +64,18 @@ def test_released_and_bare_reward(text, released, bare):
 def test_strict_accuracy(answer, label, score):
     assert R.strict_accuracy(completion(answer), label) == score
     assert R.strict_accuracy(answer, label) == 0.0
+
+
+def test_rewards_take_as_long_as_the_text():
+    """Once 32,000 blanks took half a minute."""
+    start = time.perf_counter()
+    for text in (" " * 300_000, "<answer>" * 40_000, "</think><answer>" * 20_000, "<think>" + " \n" * 150_000 + "x"):
+        assert R.loose_reward(text, "Wren")["overall"] == R.released_reward(text, "Wren")["overall"] == 0.0
+    assert time.perf_counter() - start < 5
+
+
+def test_an_empty_name_is_in_no_answer():
+    assert R.loose_reward(completion("anything"), "...")["accuracy"] == 0
 
 
 def test_loose_reward():

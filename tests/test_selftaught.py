@@ -71,7 +71,7 @@ def test_a_guide_is_read_as_excel_writes_it_and_a_broken_one_names_its_line(tmp_
     path.write_bytes("\ufeffname,looks\r\nÉider,\"black crown, white back\"\r\n".encode())
     assert read_guide(path) == {"Éider": ["black crown", "white back"]}
     for rows, error in {
-        "name\na": "needs the columns name and looks", "name,looks\na,red\na,b": "line 3: 'a' is named twice",
+        "name\na": "needs the columns name, looks", "name,looks\na,red\na,b": "line 3: 'a' is named twice",
         "name,looks\n,red": "line 2: '' .*lacks its name", "name,looks\na, ;": "line 2: 'a' .*or looks",
     }.items():  # fmt: skip
         path.write_text(rows)

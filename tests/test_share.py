@@ -23,7 +23,7 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, PROFILES, QWEN_3B, get_profile
 from finer1_lite.evaluate.statistics import COLUMNS
-from finer1_lite.policy.load import load_policy
+from finer1_lite.policy.load import Policy, load_policy
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.share import merge_16bit, model_card, push, save_for_sharing
 from finer1_lite.use import PROMPT, classify_batches, classify_folder, read_answer, see, stream_answer
@@ -35,9 +35,16 @@ RESULTS = pd.DataFrame(
 )  # fmt: skip
 
 
+RUNS = (  # what trained it, which no profile need say
+    {"stage": "SFT", "steps": 96, "seed": 0, "lr": 0.002, "end": "a"},
+    {"stage": "RL", "steps": 40, "seed": 0, "lr": 0.0006, "kl_form": "released", "reward": "my_reward", "end": "b"},
+)
+
+
 @pytest.fixture(scope="module")
 def policy():
-    return load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False)
+    made = load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False)
+    return replace(made, runs=RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def shared(policy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(policy, shared, tmp_path_factory):
-    card = model_card(policy.profile, "tapo", "96 birds", merged=True)
+    card = model_card(policy, "tapo", "96 birds", merged=True)
     return merge_16bit(policy.profile, shared, tmp_path_factory.mktemp("hub") / "merged", card)
 
 
@@ -74,12 +81,15 @@ def test_the_card_is_filled_from_the_run(policy, shared):
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "image-text-to-text"
     assert card.data.license == "mit" and card.data.metrics == ["accuracy"] and "lora" in card.data.tags
     assert card.data.base_model is None  # the tiny base is not on the Hub, and the Hub refuses a path
-    for part in ("96 birds", "r 16, alpha 32; seed 0", "lr 0.0006", "lr 0.002", "kl_form released", PROMPT,
+    for part in ("96 birds", "r 16, alpha 32", PROMPT,
+                 "stage RL, steps 40, seed 0, lr 0.0006, kl_form released, reward my_reward\n",
+                 "stage SFT, steps 96, seed 0, lr 0.002\n",
                  "| open | seen | 88.2 | 576 | 0 |", "| open | unseen | 66.4 | 512 | 0 |", "peft 0."):  # fmt: skip
         assert part in card.text, f"the card lacks {part!r}"
     assert "12.3" not in card.text and "55.0" not in card.text  # another method's, and not an accuracy
-    own = model_card(policy.profile, "tapo", "my fish", prompt="Which fish is this?")
-    assert 'question = "Which fish is this?"' in own and PROMPT not in own
+    own = model_card(replace(policy, runs=()), "tapo", "my fish", prompt="Which fish is this?")
+    assert 'question = "Which fish is this?"' in own and PROMPT not in own and "does not say how it was" in own
+    assert load_policy(policy.profile, shared).runs == RUNS
 
 
 def test_no_file_tells_where_it_was_made(shared, merged):
@@ -90,7 +100,7 @@ def test_no_file_tells_where_it_was_made(shared, merged):
 
 @pytest.mark.parametrize("merged, library, relation", [(0, "peft", "adapter"), (1, "transformers", "finetune")])
 def test_the_card_of_the_3b_names_base_and_licence(merged, library, relation):
-    card = ModelCard(model_card(PROFILES["l4"], "cot_sft", "birds", merged=merged))
+    card = ModelCard(model_card(Policy(None, None, PROFILES["l4"]), "cot_sft", "birds", merged=merged))
     assert card.data.base_model == QWEN_3B and card.data.base_model_relation == relation
     assert card.data.library_name == library and card.data.metrics is None and "Not measured." in card.text
     assert (card.data.license, card.data.license_name) == ("other", "qwen-research")
@@ -100,7 +110,8 @@ def test_the_card_of_the_3b_names_base_and_licence(merged, library, relation):
 
 
 def test_the_card_of_another_base_claims_nothing():
-    card = ModelCard(model_card(replace(PROFILES["l4"], model_id="some/Other"), "sft_answers", "birds"))
+    profile = replace(PROFILES["l4"], model_id="some/Other")
+    card = ModelCard(model_card(Policy(None, None, profile), "sft_answers", "birds"))
     assert card.data.license == "unknown" and card.data.base_model == "some/Other"
     assert "<think>" not in card.text  # answers alone were trained, so no chain is asked for
 
@@ -284,12 +295,16 @@ def test_push_is_private_and_takes_only_what_belongs_to_the_model(shared, tmp_pa
 
     monkeypatch.setattr(share, "HfApi", Hub)
     ours = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    for name in (*ours, "token.txt", "optimizer.pt", "diary.ipynb", ".env", "private/state.json", "deep/README.md"):
+    others = ("kaggle.json", "credentials.json", "secret.safetensors", "model.safetensors.bak", "my_config.json")
+    for name in (*ours, *others, "token.txt", "optimizer.pt", ".env", "private/state.json", "deep/README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
     assert push(tmp_path, "me/tapo") == ours
     assert asked == [("me/tapo", {"private": True, "exist_ok": True})]
-    for needed in ("adapter_model.safetensors", "README.md"):  # a folder that is not ready
-        (tmp_path / needed).unlink()
-        with pytest.raises(FileNotFoundError, match=needed[-9:]):
-            push(tmp_path, "me/tapo")
+    shards = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"}
+    for name in shards:
+        (tmp_path / name).write_text("text")
+    assert push(tmp_path, "me/tapo") == ours | shards
+    (tmp_path / "README.md").unlink()  # a folder that is not ready
+    with pytest.raises(FileNotFoundError, match="no README.md and weights"):
+        push(tmp_path, "me/tapo")

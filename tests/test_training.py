@@ -11,12 +11,13 @@ from test_checkpoint import birds, half_right
 
 from finer1_lite import loop as loop_module
 from finer1_lite.config import TapoConfig, get_profile
+from finer1_lite.cot.chains import chat_row
 from finer1_lite.loop import FP16_SCALE, Checkpoints, Loop
 from finer1_lite.losses import DAPO, TAPO, LossConfig, group_advantages
 from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
-from finer1_lite.recipes import answer_rows, look_alike_classes
+from finer1_lite.recipes import answer_rows, look_alike_classes, sft_rows
 from finer1_lite.rewards import released_reward
 from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import SFT, epochs_of, train_sft
@@ -161,21 +162,30 @@ def test_a_reward_needs_no_format_and_no_decimals(cache, data):
     assert facts["groups_kept"] and math.isnan(facts["format"]) and math.isfinite(own.update(groups)["loss"])
 
 
+def test_a_chain_of_other_data_is_refused_by_name(cache, data):
+    labels = data["label"]
+    chain = chat_row(4, labels[4], "Which?", "<think>x</think>", pixels=cache.about(4)[1].hex()[:16])
+    assert [row[2] for row in sft_rows([chain], cache, labels)] == ["<think>x</think>"]
+    assert sft_rows([{k: v for k, v in chain.items() if k != "pixels"}], cache, labels)  # of another tool
+    moved, gone = chain | {"image_index": 5}, chain | {"image_index": 99}
+    for row, known in ((moved, labels), (chain, labels[::-1]), (gone, labels)):
+        with pytest.raises(ValueError, match=f"chain 1 is about a picture of '{labels[4]}'.*the data have changed"):
+            sft_rows([row], cache, known)
+
+
+@pytest.mark.parametrize("made", [
+    0.5, None, {"overall": 1.0}, {"overall": math.nan, "accuracy": 1}, {"overall": math.inf, "accuracy": 1},
+    {"overall": 0.5, "accuracy": 0.5}, {"overall": None, "accuracy": 0},
+])  # fmt: skip
+def test_a_reward_that_is_none_is_named_where_it_is_made(cache, data, made):
+    with pytest.raises(ValueError, match='the reward gave .* with the label .*"accuracy", 0 or 1'):
+        loop(cache, data, DAPO, reward=lambda text, label: made).collect()
+
+
 def test_more_processes_than_questions_are_refused_at_once(cache, data, monkeypatch):
     monkeypatch.setattr(loop_module, "Team", lambda: SimpleNamespace(rank=0, size=3))
     with pytest.raises(ValueError, match="3 processes for 2 questions"):
         loop(cache, data, DAPO)
-
-
-def test_overlong_shaping_lowers_the_reward_of_long_completions(cache, data):
-    plain, shaped = (loop(cache, data, DAPO, replace(SMALL, overlong_buffer=b)) for b in (0, 110))
-    limit = plain.policy.profile.max_new_tokens
-    ours, theirs = (rl.roll_out(rl.sampler.next(2)) for rl in (plain, shaped))
-    for a, b in zip(ours, theirs):
-        assert a.texts == b.texts
-        for reward, lower, n in zip(a.rewards, b.rewards, a.completion_mask.sum(-1)):
-            assert float(lower - reward) == pytest.approx(max(-1.0, min(0.0, (limit - 110 - int(n)) / 110)))
-    assert any((b.rewards < a.rewards).any() for a, b in zip(ours, theirs))
 
 
 def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data):

@@ -26,13 +26,14 @@ from statistics import median
 
 from ..data.names import normal_name
 from ..files import read_jsonl, write_jsonl
+from ..prompts import RESERVED_SIGNS
 
 MAX_CANDIDATES = 4
 PARTS = ("analysis", "options", "comparison", "prediction")
 HEADINGS = ("Analysis", "Candidates", "Comparison", "Prediction")
-REASONS = FORMAT, LEAK, HINTED, NOT_CANDIDATE, NOT_LABEL, TOO_MANY, DUPLICATES, MIXED = (
+REASONS = FORMAT, LEAK, HINTED, NOT_CANDIDATE, NOT_LABEL, TOO_MANY, DUPLICATES, MIXED, RESERVED = (
     "format", "label before candidates", "hints mentioned", "prediction not among candidates",
-    "prediction is not the label", "too many candidates", "duplicate candidates", "mixed language",
+    "prediction is not the label", "too many candidates", "duplicate candidates", "mixed language", "reserved signs",
 )  # fmt: skip
 # How a teacher speaks of what only its prompt held. "a hint of yellow" is a colour.
 HINTS = re.compile(
@@ -183,7 +184,7 @@ def check_chain(text: str, label: str, known_names: Iterable[str] = ()) -> list[
             DUPLICATES: len(set(options)) < len(options),
         }
     mixed = _scripts(text) - _scripts(" ".join(names)) - SCRIPTS
-    found |= {HINTED: bool(HINTS.search(text)), MIXED: bool(mixed)}
+    found |= {HINTED: bool(HINTS.search(text)), MIXED: bool(mixed), RESERVED: bool(RESERVED_SIGNS.search(text))}
     return [reason for reason in REASONS if found.get(reason)]
 
 
@@ -198,12 +199,18 @@ def chain_statistics(chains: list[Chain], rejected: list[list[str]]) -> dict:
     }  # fmt: skip
 
 
-def chat_row(image_index: int, label: str, question: str, completion: str, image: str | None = None) -> dict:
+def chat_row(
+    image_index: int, label: str, question: str, completion: str, image: str | None = None, pixels: str | None = None
+) -> dict:
     """One line of the file: a chat with `<image>` in the question, which LLaMA-Factory and others read too.
-    image: where the image lies relative to the file; if not given, `train/` and its number."""
+
+    image: where the image lies relative to the file; if not given, `train/` and its number. pixels: a digest of the
+    image, by which it is known again after the data have changed.
+    """
     messages = [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": completion}]
-    images = [image or f"train/{image_index:05d}.png"]
-    return {"image_index": image_index, "label": label, "messages": messages, "images": images}
+    row = {"image_index": image_index, "label": label, "messages": messages}
+    row["images"] = [image or f"train/{image_index:05d}.png"]
+    return row | ({"pixels": pixels} if pixels else {})
 
 
 def question_and_completion(row: dict) -> tuple[str, str]:

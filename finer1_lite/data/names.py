@@ -11,12 +11,13 @@ NUMBER = re.compile(r"(n\d{8}|\d+)[-._ ]+(?=[^\W\d_])")  # "n02085620-" of Image
 
 
 def clean_name(raw: str) -> str:
-    """Underscores become spaces, HTML signs their letters, spaces single, letters NFKC; case and numbers stay.
+    """Underscores become spaces, HTML signs their letters, spaces single, letters NFKC, semicolons (which separate the
+    candidates of a chain) commas; case and numbers stay.
 
     >>> clean_name("Black_footed_Albatross"), clean_name(" 707-320 "), clean_name("Gr&uuml;nfink")
     ('Black footed Albatross', '707-320', 'Grünfink')
     """
-    text = unicodedata.normalize("NFKC", html.unescape(raw)).replace("_", " ").replace("\xad", "")
+    text = unicodedata.normalize("NFKC", html.unescape(raw)).replace("_", " ").replace("\xad", "").replace(";", ",")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

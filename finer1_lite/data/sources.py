@@ -1,7 +1,5 @@
 """Pictures from a folder for each class, a table of paths or a data set of the Hub, and what is left out of them."""
 
-import csv
-import io
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from datasets import Image as ImageColumn
 from PIL.Image import DecompressionBombWarning
 from tqdm.auto import tqdm
 
-from ..files import read_jsonl
+from ..files import read_csv, read_jsonl
 from ..images import SUFFIXES, read_image
 from .names import clean_names
 
@@ -80,14 +78,10 @@ def _folders(folder: Path) -> list[Path]:
 def table_entries(path: str | Path) -> list[Entry]:
     """A CSV or JSONL with `path` and `label`, perhaps `family` and `split`; paths are relative to the table.
 
-    ValueError naming the line for a missing field or an unknown split, and for a file that is not UTF-8.
+    ValueError naming the line for a missing field or an unknown split, and as `files.read_csv`.
     """
     path, entries = Path(path), []
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
-        rows = ((reader.line_num, row) for row in reader)
-    else:
-        rows = read_jsonl(path)
+    rows = read_csv(path, ("path", "label")) if path.suffix.lower() == ".csv" else read_jsonl(path)
     for number, row in rows:
         cells = ("" if row.get(k) is None else str(row[k]).strip() for k in ("path", "label", "family", "split"))
         file, label, family, split = cells
@@ -116,6 +110,8 @@ def load_images(entries: Sequence[Entry]) -> Loaded:
     first = {e.path: i for i, e in reversed(list(enumerate(entries)))}
 
     def fault(number: int, entry: Entry) -> str | None:
+        if not str(entry.path).isprintable() and "\\udc" in ascii(str(entry.path)):
+            return "its name is not UTF-8; rename it"
         if first[entry.path] != number:
             return f"listed before, as {entries[first[entry.path]].label!r}: a picture may be in one split only"
         try:

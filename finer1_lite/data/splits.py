@@ -33,6 +33,9 @@ def few_shot(
     pool = [i for i, part in enumerate(source) if part in (None, "train")]
     whole, usable = Counter(labels), Counter(labels[i] for i in pool)
     drawn = split_classes(labels, seen_fraction, seed, seen)[0]
+    if not drawn:
+        advice = "give the seen ones as `seen`, or more classes"
+        raise ValueError(f"{seen_fraction:.0%} of {len(whole)} class(es) is none to train on: {advice}")
     small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
     if len(small) == len(drawn) or (small and seen is not None):
         raise ValueError(f"too few images for {shots} shots and a test in {small[:5]} of the seen {drawn[:5]}")

@@ -19,6 +19,7 @@ from ..policy.load import Policy, fingerprint
 from ..policy.rollout import rollout
 from ..prompts import QUESTIONS, bare_question, instructed, make_options
 from ..rewards import extract_answer, normalise
+from ..samplers import check_names
 
 METHODS = ("base", "sft_answers", "cot_sft", "dapo", "tapo")
 WITHOUT_CHAIN = ("base", "sft_answers")  # asked for the bare name; the others think first
@@ -44,8 +45,9 @@ def judge(index: int, label: str, seen: bool, text: str, question: str = "", ask
     answer = extract_answer(text)
     if answer is None:
         answer = text.partition("</think>")[2] if "<think>" in text else text
-    contained, strict = normalise(label) in normalise(answer), normalise(label) == normalise(answer)
-    return Prediction(index, label, seen, text, answer.strip(), contained, strict, question, asked)
+    name, said = normalise(label), normalise(answer)
+    return Prediction(index, label, seen, text, answer.strip(), name != "" and name in said, name == said != "",
+                      question, asked)  # fmt: skip
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:
@@ -94,6 +96,7 @@ def ask(
     there, with the same answers. ValueError where it holds answers to other questions, images, labels, or models.
     """
     labels, seen, number = data["label"][:], data["seen"][:], len(prompts)
+    check_names(labels)
     if not number == len(labels) == len(cache.images):
         raise ValueError(f"{number} prompts, {len(labels)} labels and {len(cache.images)} images: not one of each")
     keys, found, store = [""] * number, {}, None

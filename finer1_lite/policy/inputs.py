@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..images import as_rgb
-from ..prompts import messages
+from ..prompts import RESERVED_SIGNS, messages
 from .batching import cut
 
 IGNORE = -100
@@ -18,17 +18,22 @@ PATCHES_AT_ONCE = 8192  # in the vision tower: eight images of 448x448
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the vision tower made of one image: `tokens` (N, H) and `grid` (3,) in patches."""
+    """What the vision tower made of one image: `tokens` (N, H), `grid` (3,) in patches; a digest of the `picture`."""
 
     tokens: torch.Tensor
     grid: torch.Tensor
+    picture: bytes = b""
 
 
 Prompt = tuple[str, ImageFeatures | None]  # a question, and the image it is about
 
 
 def prompt_ids(processor, text: str, features: ImageFeatures | None) -> list[int]:
-    """Token ids of a user turn up to the assistant's first token; the image is N placeholders."""
+    """Token ids of a user turn up to the assistant's first token; the image is N placeholders.
+
+    ValueError for a text with a sign of the model's own, as for the answers below.
+    """
+    check_signs(text)
     rows = messages(text) if features is not None else [{"role": "user", "content": text}]
     chat = processor.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
     if features is not None:
@@ -36,8 +41,15 @@ def prompt_ids(processor, text: str, features: ImageFeatures | None) -> list[int
     return processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
 
 
+def check_signs(text: str) -> None:
+    """ValueError for a text that holds a sign of the model's own: it would be read as an image, or as an end."""
+    if found := RESERVED_SIGNS.search(text):
+        raise ValueError(f"a text for the model holds {found[0]!r}, a sign of its own: {text[:60]!r}; take it out")
+
+
 def answer_ids(processor, answer: str) -> list[int]:
     """Token ids of an assistant turn with its end-of-turn token, on which stopping is learnt."""
+    check_signs(answer)
     return processor.tokenizer(answer, add_special_tokens=False)["input_ids"] + [processor.tokenizer.eos_token_id]
 
 
@@ -118,7 +130,7 @@ class VisionCache:
             rows, sizes = torch.cat([pixels[k] for k in part]), grid[part.start : part.stop].to(tower.device)
             merged = tower(rows.to(tower.device, tower.dtype), sizes).pooler_output.to("cpu", self.dtype)
             for k, tokens in zip(part, merged.split([patches[k] // scale.merge_size**2 for k in part])):
-                made[indices[k]] = ImageFeatures(tokens.clone(), grid[k])
+                made[indices[k]] = ImageFeatures(tokens.clone(), grid[k], self.about(indices[k])[1])
         self.patches_encoded += sum(patches)
         for i, features in made.items():
             if not features.tokens.isfinite().all():

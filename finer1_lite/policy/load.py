@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
 from transformers.integrations import sdpa_attention
 
@@ -22,16 +25,18 @@ from .lora import with_lean_forward
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 # The vision tower has layers of the same names, so the pattern starts at `language_model`.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
 @dataclass
 class Policy:
-    """A model with its processor. `model` is a PeftModel once it has an adapter."""
+    """A model with its processor. `model` is a PeftModel once it has an adapter; `runs` made that, see `Loop.about`."""
 
     model: torch.nn.Module
     processor: AutoProcessor
     profile: Profile
+    runs: tuple[dict, ...] = ()
 
     @property
     def backbone(self):
@@ -57,7 +62,8 @@ class Policy:
     def identity(self) -> dict:
         """What a saved state of the adapter must have been trained with."""
         p, same = self.profile, ("dtype", "quantize", "lora_r", "lora_alpha", "max_pixels", "max_new_tokens")
-        return {"profile": p.name, "model": Path(p.model_id).name} | {field: getattr(p, field) for field in same}
+        model = {"profile": p.name, "model": Path(p.model_id).name, "base": base_digest(self.model)}
+        return model | {field: getattr(p, field) for field in same}
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters, which an optimizer should get."""
@@ -71,7 +77,10 @@ class Policy:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="part-", dir=folder) as part:
             self.model.save_pretrained(part, save_embedding_layers=False)  # the embedding is the base's
-            for name in ("adapter_config.json", "adapter_model.safetensors"):  # not peft's empty README
+            weights = Path(part) / ADAPTER_FILES[1]
+            about = {"format": "pt", "base": base_digest(self.model), "runs": json.dumps(self.runs)}
+            save_file(load_file(weights), weights, about)
+            for name in ADAPTER_FILES:  # not peft's empty README
                 (Path(part) / name).replace(folder / name)
 
 
@@ -92,6 +101,8 @@ def quantization(profile: Profile) -> BitsAndBytesConfig | None:
 
 def load_base(profile: Profile) -> Policy:
     """The base model, frozen, in the profile's precision."""
+    if Path(profile.model_id).is_dir() and not (Path(profile.model_id) / "config.json").is_file():
+        raise FileNotFoundError(f"{profile.model_id} holds no config.json: it is not the folder of a model")
     suit_the_card(profile.device)
     gc.collect()  # 4-bit layers refer to themselves: of a model that was let go, they are still on the card
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -141,10 +152,45 @@ def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int =
     policy = load_base(profile)
     if adapter is None:
         return add_adapter(policy, seed)
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise FileNotFoundError(f"no adapter in {adapter}: run the notebook that trains it, or use the shipped one")
-    model = with_lean_forward(PeftModel.from_pretrained(policy.model, adapter, is_trainable=trainable))
-    return replace(policy, model=model.eval())
+    model = with_lean_forward(read_adapter(policy.model, adapter, trainable)).eval()
+    with safe_open(Path(adapter) / ADAPTER_FILES[1], "pt") as file:
+        runs = json.loads((file.metadata() or {}).get("runs", "[]"))
+    return replace(policy, model=model, runs=tuple(runs))
+
+
+def read_adapter(model, folder: str | Path, trainable: bool = False) -> PeftModel:
+    """`model` with the adapter in `folder`, whole and of this base, or an error that says what is missing.
+
+    FileNotFoundError without its two files, which PEFT would look for on the Hub, or in a pickle. ValueError for
+    weights that are damaged, lack some or fit another model, and for an adapter of another base.
+    """
+    config, weights = (Path(folder) / name for name in ADAPTER_FILES)
+    if missing := [path.name for path in (config, weights) if not path.is_file()]:
+        raise FileNotFoundError(
+            f"no adapter in {folder}: {missing[0]} is missing; run the notebook that trains it, or use the shipped one"
+        )
+    try:
+        with safe_open(weights, "pt") as file:
+            has, base = set(file.keys()), (file.metadata() or {}).get("base")
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}): copy or train it again") from None
+    if base not in (None, base_digest(model)):
+        raise ValueError(f"the adapter in {folder} was trained on another base than this one: load that, or train anew")
+    try:
+        made = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except RuntimeError as error:  # of shapes
+        raise ValueError(f"the adapter in {folder} does not fit this base: {error}") from None
+    wants = set(get_peft_model_state_dict(made, save_embedding_layers=False))
+    if odd := sorted(has ^ wants):
+        what = f"{len(wants - has)} tensors are missing and {len(has - wants)} are of another model, as {odd[0]}"
+        raise ValueError(f"the adapter in {folder} does not fit this base: {what}; copy or train it again")
+    return made
+
+
+def base_digest(model) -> str:
+    """A digest of the base below an adapter, the same in all precisions: of its norms, which training moves too."""
+    norms = {n: p.float() for n, p in base_model(model).model.language_model.named_parameters() if "norm" in n}
+    return digest(norms)[:16]
 
 
 def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:

@@ -12,6 +12,7 @@ from .load import Policy
 from .lora import decoding
 
 ROOM = 64  # tokens for which a cache grows at once
+LOWEST_TEMPERATURE = 1e-3  # logits divided by less may overflow
 
 
 @dataclass
@@ -100,8 +101,10 @@ def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, genera
     top_p keeps the smallest set of most likely tokens whose probability reaches it; without sorting, tokens beyond
     it are drawn again. FloatingPointError where logits are not numbers.
     """
-    if top_p <= 0:
-        raise ValueError("top_p must be above 0: nothing would be drawn")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0, where nothing would be drawn, and at most 1")
+    if temperature != 0 and not LOWEST_TEMPERATURE <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or at least {LOWEST_TEMPERATURE}")
     if not logits.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not numbers: its adapter or its precision is broken")
     if temperature == 0:

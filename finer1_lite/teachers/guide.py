@@ -4,27 +4,23 @@ Departure from the paper: the analysis tells what the class looks like, not what
 to guess the parts that are hidden in the image.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..cot.chains import MAX_CANDIDATES, Chain
 from ..cot.concepts import split_concepts
+from ..files import read_csv
 
 
 def read_guide(path: str | Path) -> dict[str, list[str]]:
     """A CSV file with the columns `name` and `looks`: each class with the phrases of its looks. ValueError, with the
     line, for a class without looks or named twice, and without the two columns."""
     guide: dict[str, list[str]] = {}
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"name", "looks"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} needs the columns name and looks, it has {rows.fieldnames}")
-        for row in rows:
-            name, phrases = (row["name"] or "").strip(), split_concepts(row["looks"] or "")
-            if not name or not phrases or name in guide:
-                raise ValueError(f"{path}, line {rows.line_num}: {name!r} is named twice, or lacks its name or looks")
-            guide[name] = phrases
+    for line, row in read_csv(path, ("name", "looks")):
+        name, phrases = row["name"], split_concepts(row["looks"])
+        if not name or not phrases or name in guide:
+            raise ValueError(f"{path}, line {line}: {name!r} is named twice, or lacks its name or looks")
+        guide[name] = phrases
     return guide
 
 
