@@ -310,12 +310,12 @@ def test_an_adapter_tells_what_really_trained_it_also_when_it_was_set_back(data,
     for gamma in (0.5, 0.25):  # from the same start, as chapter 4 compares two
         policy.model.load_state_dict(before, strict=False)
         sampler = TripletSampler(labels, look_alike_classes(cache, labels), 0)
-        loss, config = replace(RELEASED_SWITCHES, gamma=gamma), replace(SETTING, steps=1, max_rounds=1)
-        Tapo(policy, cache, labels, sampler, config, loss, 0, partial(credit, share=0.1)).train()
+        loss = replace(RELEASED_SWITCHES, gamma=gamma)
+        Tapo(policy, cache, labels, sampler, replace(SETTING, steps=1), loss, 0, half_right).train()
     policy.save(tmp_path)
     sft, rl = load_policy(PROFILE, tmp_path).runs
     assert (sft["stage"], sft["seed"], sft["steps"], rl["stage"], rl["gamma"]) == ("SFT", 5, 1, "RL", 0.25)
-    assert rl["reward"] == "credit" and rl["lr"] == SETTING.lr
+    assert rl["reward"] == "half_right" and rl["lr"] == SETTING.lr
 
 
 def test_without_checkpoints_nobody_is_told_that_all_goes_on(data, capsys, monkeypatch):

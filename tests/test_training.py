@@ -198,8 +198,9 @@ def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data)
 def test_in_fp16_gradients_are_scaled_and_a_process_that_has_scaled_nothing_yet_takes_its_step():
     weight = torch.nn.Parameter(torch.ones(3))
     policy = SimpleNamespace(
-        trainable=lambda: [weight], device=torch.device("cpu"), profile=SimpleNamespace(dtype="float16")
-    )
+        trainable=lambda: [weight], device=torch.device("cpu"), profile=SimpleNamespace(dtype="float16"),
+        model=torch.nn.Module(), runs=(),
+    )  # fmt: skip
     rl = Loop(policy, TapoConfig(lr=0.1, weight_decay=0.0), 1.0, 0)
     rl.backward(weight.sum() * 2.0**-26)  # would be rounded to 0 in fp16
     assert weight.grad.half().tolist() == [FP16_SCALE * 2.0**-26] * 3

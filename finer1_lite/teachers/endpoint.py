@@ -17,7 +17,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import Queue
 from urllib.parse import urlsplit
@@ -119,10 +119,12 @@ class Endpoint:
             done = pool.submit(asyncio.run, self._all(missing, started))
             loop, task = started.get()
             try:
-                done.result()
+                while wait([done], timeout=0.5).not_done:  # in pieces, as a lock alone may not see Ctrl-C
+                    pass
             except KeyboardInterrupt:
                 loop.call_soon_threadsafe(task.cancel)
                 raise
+            done.result()
 
     async def _all(self, missing: list[tuple[str, int, str]], started: Queue) -> None:
         started.put((asyncio.get_running_loop(), asyncio.current_task()))
