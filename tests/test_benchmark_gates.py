@@ -18,17 +18,6 @@ from finer1_lite.prompts import messages
 STEP = Step(questions=2, num_generations=8, max_new_tokens=24, micro_batch=16, quantize=False)
 
 
-@pytest.fixture(scope="module", params=["dapo", "tapo"])
-def ours(request):
-    """One metered step of our loop: the side, its meter, its operations."""
-    side, flops = OurSide(STEP, request.param), FlopCounterMode(display=False)
-    meter = Meter(side.visual)
-    with fixed_length():
-        figures = side.take(together(meter, flops))
-    assert figures["length"] == STEP.max_new_tokens and figures["groups_kept"] == STEP.questions
-    return request.param, side, meter, flops.get_total_flops()
-
-
 @pytest.fixture(scope="module")
 def plain_operations():
     """Of the plain way with the step's first prompts: generate, score, go back."""
@@ -39,8 +28,7 @@ def plain_operations():
         text=policy.processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True),
         images=[row["image"] for row in rows], padding=True, padding_side="left", return_tensors="pt",
     )  # fmt: skip
-    banned = forbidden_ids(policy.model)
-    tokens = {"max_new_tokens": length, "min_new_tokens": length, "suppress_tokens": banned}
+    tokens = {"max_new_tokens": length, "min_new_tokens": length, "suppress_tokens": forbidden_ids(policy.model)}
     with FlopCounterMode(display=False) as flops:
         whole = policy.model.generate(**inputs, **tokens, do_sample=True)
         completions = whole[:, -length:]
@@ -52,23 +40,23 @@ def plain_operations():
     return flops.get_total_flops()
 
 
-def test_each_distinct_image_is_encoded_once_a_step(ours):
-    name, side, meter, _ = ours
+@pytest.mark.parametrize("name, share", [("dapo", 0.30), ("tapo", 0.47)])
+def test_a_step_encodes_each_image_once_and_takes_this_share_of_the_plain_operations(name, share, plain_operations):
+    side, flops = OurSide(STEP, name), FlopCounterMode(display=False)
+    meter = Meter(side.visual)
+    with fixed_length():
+        figures = side.take(together(meter, flops))
+    assert figures["length"] == STEP.max_new_tokens and figures["groups_kept"] == STEP.questions
     assert meter.patches == side.distinct_images() * STEP.patches_per_image
     extra = side.distinct_images() - STEP.questions
     assert extra == 0 if name == "dapo" else extra > 0
-
-
-def test_operations_are_at_most_this_share_of_the_plain_way(ours, plain_operations):
-    name, _, _, flops = ours
-    assert flops / plain_operations < {"dapo": 0.30, "tapo": 0.47}[name]
+    assert flops.get_total_flops() / plain_operations < share
 
 
 def test_prompts_are_read_once_and_finished_rows_are_not_decoded():
     loop, rows = OurSide(STEP, "dapo").loop, []  # rows and length of each forward pass
-    loop.policy.backbone.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
-    )
+    note = lambda module, args, kwargs: rows.append(tuple(kwargs["inputs_embeds"].shape[:2]))  # noqa: E731
+    loop.policy.backbone.language_model.register_forward_pre_hook(note, with_kwargs=True)
     groups = loop.roll_out(loop.sampler.next(STEP.questions))
     assert rows[0][0] == STEP.questions  # not questions x rollouts
     tokens = sum(int(g.completion_mask.sum()) for g in groups)
@@ -80,12 +68,10 @@ def test_both_sides_get_the_same_prompts_and_lengths():
     """And TRL's trainer encodes an image for every rollout, in sampling and again in scoring."""
     pytest.importorskip("trl")
     theirs, side = TheirSide(STEP, 1), OurSide(STEP, "dapo")
-    meter = Meter(theirs.visual)
     with fixed_length():
-        theirs.take_all([meter])
+        theirs.take_all([meter := Meter(theirs.visual)])
         side.take(nullcontext())
-    groups = side.groups
-    rows = theirs.trainer.train_dataset
+    groups, rows = side.groups, theirs.trainer.train_dataset
     assert rows["prompt"][:2] == [[{"role": "user", "content": g.question}] for g in groups]
     pictures = [side.loop.cache.images[g.triplet.anchor] for g in groups]
     assert [row["image"].tobytes() for row in rows] == [p.tobytes() for p in pictures]

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -46,10 +47,8 @@ def test_every_attribute_is_drawn(attribute):
     for value in ATTRIBUTES[attribute]:
         looks = tuple(value if i == slot else v for i, v in enumerate(s.looks))
         pictures.append(np.asarray(draw(replace(s, looks=looks), 1), float))
-    for i in range(len(pictures)):
-        for j in range(i):
-            changed = np.abs(pictures[i] - pictures[j]).max(-1) > 20
-            assert 8 <= changed.sum() < SIZE * SIZE * 0.3
+    for one, other in combinations(pictures, 2):
+        assert 8 <= (np.abs(one - other).max(-1) > 20).sum() < SIZE * SIZE * 0.3
 
 
 def test_split_is_the_papers_and_comes_from_the_seed(monkeypatch):

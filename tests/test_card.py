@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this PyTorch is too old for a kind of device that is written in Python",
-)
+IN_PYTHON = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+pytestmark = pytest.mark.skipif(not IN_PYTHON, reason="this PyTorch is too old for a device that is written in Python")
 HERE = Path(__file__).parent
 CHAPTERS = sorted(path.stem for path in (HERE.parent / "notebooks").glob("0*.ipynb"))
 CASES = [(chapter, "l4") for chapter in CHAPTERS] + [("04_tapo", "t4"), ("04_tapo", "h100")]

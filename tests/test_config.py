@@ -76,12 +76,11 @@ def test_every_shipped_adapter_loads_and_holds_no_path_of_a_machine():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the allocator's blocks cannot grow")
-@pytest.mark.parametrize(
-    "told, kept", [({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "backend:native"}, None)]
-)
+@pytest.mark.parametrize("told, kept", [
+    ({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+])  # fmt: skip
 def test_the_allocator_s_blocks_grow_unless_the_reader_says_otherwise(told, kept):
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    clean = {k: v for k, v in os.environ.items() if k not in names}
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
     code = "import os, finer1_lite; print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
     asked = subprocess.run([sys.executable, "-c", code], env=clean | told, capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == str(kept)

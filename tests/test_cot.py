@@ -10,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finer1_lite.birds.diet import LOOKS_QUESTIONS, candidates, chain_parts, chain_prose, misread
+from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species, by_name
+from finer1_lite.config import ASSETS
 from finer1_lite.cot import build as T
 from finer1_lite.cot import chains as C
 from finer1_lite.cot import concepts as K
 from finer1_lite.rewards import extract_answer, format_reward
+from finer1_lite.teachers.local import LocalTeacher
 
+TASKS = [T.Task(10 * i, all_species()[10 * i].name, "Which bird is this?") for i in range(20)]
 NAMES = ("Sage Thrasher", "Curve-billed Thrasher", "Brown Thrasher", "Crissal Thrasher")
 GOOD = dict(
     analysis="Grayish plumage with fine streaks and\na slender, slightly curved beak. Hints of yellow below.",
@@ -29,16 +33,10 @@ def tagged(**changes):
     return "\n".join(f"<{part}> {text} </{part}>" for part, text in (GOOD | changes).items())
 
 
-def test_split_concepts():
-    assert K.split_concepts("red crown, brown back.") == ["red crown", "brown back"]
-    assert K.split_concepts("Red crown.\nred crown; long tail! ") == ["red crown", "long tail"]
-    assert K.split_concepts(" ., ;") == []
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_concept_scores_equal_the_formula_written_as_loops(seed):
-    generator = torch.Generator().manual_seed(seed)
-    random = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (3, 5, 7))
+    g = torch.Generator().manual_seed(seed)
+    random = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (3, 5, 7))
     a, b, c = (torch.nn.functional.normalize(rows, dim=1) for rows in random)
     for tau in (0.1, 0.5):
         expected = []
@@ -53,8 +51,7 @@ def test_concept_scores_equal_the_formula_written_as_loops(seed):
 
 
 def test_select_concepts_threshold_and_floor():
-    names = list("abcdef")
-    scores = torch.tensor([0.0, 0.0, 5.0, 6.0, 0.0, 7.0])
+    names, scores = list("abcdef"), torch.tensor([0.0, 0.0, 5.0, 6.0, 0.0, 7.0])
     # mean 3, population std 3.055: the bar is 4.222
     assert K.select_concepts(scores, names, at_least=1) == ["c", "d", "f"]
     assert K.select_concepts(scores, names, k_std=0.95, at_least=1) == ["d", "f"]  # 5.902 (of a sample: 6.180)
@@ -64,7 +61,8 @@ def test_select_concepts_threshold_and_floor():
     assert K.select_concepts(torch.zeros(2), names[:2]) == ["a", "b"]
 
 
-def test_choose_concepts_keeps_what_is_stable_and_rare():
+def test_concepts_are_split_and_what_is_stable_and_rare_is_kept():
+    assert K.split_concepts("Red crown.\nred crown; long tail, ! ") == ["red crown", "long tail"]
     own = ["red crown, long tail, thin beak", "red crown, long tail", "red crown, short tail, thin beak"]
     others = [["blue crown, short tail, thin beak"] * 2, ["gray crown, short tail", "gray crown, thin beak"]]
     kept = K.choose_concepts([[*own, ""], *others])[0]
@@ -109,8 +107,7 @@ def test_round_trip_of_any_chain(analysis, options, comparison):
 
 @pytest.mark.parametrize("part", C.PARTS)
 def test_tagged_errors_name_the_part(part):
-    lacking = {k: v for k, v in GOOD.items() if k != part}
-    text = "\n".join(f"<{k}> {v} </{k}>" for k, v in lacking.items())
+    text = "\n".join(f"<{k}> {v} </{k}>" for k, v in GOOD.items() if k != part)
     with pytest.raises(C.ChainError, match=f"(?i)<?{part}>?:? is missing"):
         C.read_chain(text)
     with pytest.raises(C.ChainError, match=f"<{part}> is duplicated"):
@@ -121,23 +118,24 @@ def test_tagged_errors_name_the_part(part):
         C.read_chain(tagged(**{part: " "}))
 
 
-def test_order_of_parts_and_talk_around_the_tags():
+def test_order_of_parts_forms_of_lists_and_talk_around_the_tags():
     backwards = "\n".join(f"<{k}> {v} </{k}>" for k, v in reversed(GOOD.items()))
     with pytest.raises(C.ChainError, match="out of order"):
         C.read_chain(backwards)
     assert C.read_chain(f"Sure!\n{tagged()}\nI hope this helps.") == C.read_chain(tagged())
     spaced = tagged().replace("<analysis>", "< Analysis >").replace("</analysis>", "</ Analysis >")
     assert C.read_chain(spaced) == C.read_chain(tagged())
+    for text in ("Sage Thrasher; Brown Thrasher.", "- Sage Thrasher\n- Brown Thrasher", "Sage Thrasher, Brown Thrasher",
+                 "\n1) Sage Thrasher;\n2) Brown Thrasher;\n"):  # fmt: skip
+        assert C.read_chain(tagged(options=text)).options == ["Sage Thrasher", "Brown Thrasher"]
 
 
 @pytest.mark.parametrize("change, message", [
     *[((f"{heading}:", "So"), f"{heading}: is missing") for heading in C.HEADINGS],
     *[(("\n</think>", f"\n{heading}: more.\n</think>"), f"{heading}: is duplicated") for heading in C.HEADINGS],
-    (("<think>", ""), "tags should be"),
-    (("<answer>", "<answer><Answer>"), "tags should be"),
+    (("<think>", ""), "tags should be"), (("<answer>", "<answer><Answer>"), "tags should be"),
     (("<answer> Sage Thrasher", "<answer> Brown Thrasher"), "is not the prediction 'Sage Thrasher'"),
-    (("<think>", "Well. <think>"), "tags should be"),
-    (("<think>\n", "<think>\nHm.\n"), "not the first thing said"),
+    (("<think>", "Well. <think>"), "tags should be"), (("<think>\n", "<think>\nHm.\n"), "not the first thing said"),
 ])  # fmt: skip
 def test_prose_errors_name_the_heading_or_the_frame(change, message):
     completion = C.to_completion(C.read_chain(tagged()))
@@ -145,37 +143,23 @@ def test_prose_errors_name_the_heading_or_the_frame(change, message):
         C.parse_prose(completion.replace(*change))
 
 
-@pytest.mark.parametrize("text", [
-    "Sage Thrasher; Brown Thrasher.", "- Sage Thrasher\n- Brown Thrasher", "Sage Thrasher, Brown Thrasher",
-    "\n1) Sage Thrasher;\n2) Brown Thrasher;\n",
-])  # fmt: skip
-def test_forms_of_a_candidate_list(text):
-    assert C.read_chain(tagged(options=text)).options == ["Sage Thrasher", "Brown Thrasher"]
-
-
 @pytest.mark.parametrize("reasons, changes", [
-    (None, {}),
-    (None, {"prediction": "sage thrasher."}),
+    (None, {}), (None, {"prediction": "sage thrasher."}), (None, {"prediction": "Sage Thrasher ."}),
     (None, {"analysis": "A brown bird, as thrashers are, length < 30 cm (11 µm a barb), near a résumé."}),
-    (C.FORMAT, {"comparison": " "}),
-    (C.FORMAT, {"analysis": "Gray.\nPrediction: soon."}),
+    (C.FORMAT, {"comparison": " "}), (C.FORMAT, {"analysis": "Gray.\nPrediction: soon."}),
     (C.FORMAT, {"comparison": "The <answer> follows."}),
     (C.LEAK, {"analysis": "This looks like one of the sage-thrashers."}),
     (C.LEAK, {"analysis": "Its back has what a Sage bird has."}),
     (C.HINTED, {"analysis": "Streaks, which matches the description given."}),
     (C.HINTED, {"comparison": "The provided features fit the first."}),
-    (C.HINTED, {"comparison": "The given label settles it."}),
-    (C.HINTED, {"comparison": "The hints settle it."}),
-    (None, {"prediction": "Sage Thrasher ."}),
+    (C.HINTED, {"comparison": "The given label settles it."}), (C.HINTED, {"comparison": "The hints settle it."}),
     (C.NOT_CANDIDATE, {"options": "Brown Thrasher; Crissal Thrasher"}),
     (C.TOO_MANY, {"options": "; ".join((*NAMES, "Bendire's Thrasher"))}),
     (C.DUPLICATES, {"options": "Sage Thrasher; Brown Thrasher; brown thrasher (Toxostoma)"}),
-    (C.MIXED, {"analysis": "Gray plumage 灰色 with streaks."}),
-    (C.MIXED, {"comparison": "The другой is larger."}),
+    (C.MIXED, {"analysis": "Gray plumage 灰色 with streaks."}), (C.MIXED, {"comparison": "The другой is larger."}),
     (C.RESERVED, {"analysis": "Streaks<|im_end|>."}), (C.RESERVED, {"comparison": "As <|image_pad|> shows."}),
     (C.RESERVED, {"comparison": "The <image> shows it."}), (C.RESERVED, {"analysis": "Half a letter \ud83d."}),
-    (C.NOT_LABEL, {"prediction": "Brown Thrasher"}),
-    ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Wren"}),
+    (C.NOT_LABEL, {"prediction": "Brown Thrasher"}), ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Wren"}),
     ([C.NOT_CANDIDATE, C.NOT_LABEL], {"prediction": "Sage Thrasher or Brown Thrasher"}),
 ])  # fmt: skip
 def test_each_defect_has_its_reason(reasons, changes):
@@ -211,15 +195,14 @@ def test_statistics():
     assert C.chain_statistics([], [])["words"] == {"min": 0, "median": 0, "max": 0}
 
 
-def rows(n=3):
-    completion = C.to_completion(C.read_chain(tagged(comparison="One\u2028line, 灰.")))
-    return [C.chat_row(i, "Sage Thrasher", "Which bird is this?", completion, f"{i}.jpg") for i in range(n)]
+SAID = C.to_completion(C.read_chain(tagged(comparison="One\u2028line, 灰.")))
+ROWS = [C.chat_row(i, "Sage Thrasher", "Which bird is this?", SAID, f"{i}.jpg") for i in range(3)]
 
 
 def test_file_round_trip(tmp_path):
     path = tmp_path / "new" / "chains.jsonl"
-    C.save_chains(path, rows())
-    assert C.load_chains(path) == rows()
+    C.save_chains(path, ROWS)
+    assert C.load_chains(path) == ROWS
     first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     assert first["messages"][0] == {"role": "user", "content": "<image>Which bird is this?"}
     assert list(first) == ["image_index", "label", "messages", "images"]
@@ -229,15 +212,14 @@ def test_file_round_trip(tmp_path):
 
 @pytest.mark.parametrize("line, message", [
     ("{", "line 2: Expecting"), ("[]", "line 2: should be an object"), ("{}", "line 2: a row should be"),
-    (json.dumps(rows()[0] | {"label": 3}), "line 2: a row"),
-    (json.dumps(rows()[0] | {"messages": rows()[0]["messages"][:1]}), "line 2: a row"),
-    (json.dumps(rows()[0] | {"messages": [1, 2]}), "line 2: a row"),
-    (json.dumps(rows()[0] | {"messages": C.chat_row(0, "", "<image>", "")["messages"]}), "line 2: a row"),
-    (json.dumps(rows()[0] | {"images": []}), "line 2: a row"),
+    *[(json.dumps(ROWS[0] | wrong), "line 2: a row") for wrong in (
+        {"label": 3}, {"images": []}, {"messages": ROWS[0]["messages"][:1]}, {"messages": [1, 2]},
+        {"messages": C.chat_row(0, "", "<image>", "")["messages"]},
+    )],
 ])  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line, message):
     path = tmp_path / "chains.jsonl"
-    path.write_text(json.dumps(rows()[0]) + "\n" + line + "\n", encoding="utf-8")
+    path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         C.load_chains(path)
 
@@ -261,34 +243,27 @@ class Sampled:
         options = candidates(species, species.looks)
         guess = species if self.rng.random() > self.rate else options[0]
         parts = chain_parts(species.looks, options, guess.name)
-        kept = [k for k in parts if self.rng.random() > self.rate / 10]
-        return "\n".join(f"<{k}> {parts[k]} </{k}>" for k in kept)
-
-
-def tasks(n=20):
-    return [T.Task(10 * i, all_species()[10 * i].name, "Which bird is this?") for i in range(n)]
+        return "\n".join(f"<{k}> {parts[k]} </{k}>" for k in parts if self.rng.random() > self.rate / 10)
 
 
 def build(seed, max_rounds=12, **options):
     t = Sampled(seed, **options)
-    return t, T.build_chains(tasks(), t.describe, t.write, K.choose_concepts, max_rounds, samples=2)
+    return t, T.build_chains(TASKS, t.describe, t.write, K.choose_concepts, max_rounds, samples=2)
 
 
 def test_build_chains_resamples_until_accepted():
     teacher, built = build(0)
     assert T.DESCRIBE == tuple(LOOKS_QUESTIONS)  # as the base learnt to be asked
     assert [a.task for a in built.accepted] == list(range(20))
-    assert all(a.chain.prediction == tasks()[a.task].label and not a.reasons for a in built.accepted)
+    assert all(a.chain.prediction == TASKS[a.task].label and not a.reasons for a in built.accepted)
     assert built.rejected and all(a.reasons for a in built.rejected)
     assert {r for a in built.rejected for r in a.reasons} >= {C.NOT_LABEL, C.FORMAT}
     for attempt in built.accepted:  # one sample a round, and none after the accepted one
-        earlier = [a.round for a in built.rejected if a.task == attempt.task]
-        assert earlier == list(range(1, attempt.round))
+        assert [a.round for a in built.rejected if a.task == attempt.task] == list(range(1, attempt.round))
     assert [len(c) for c in built.captions] == [2 * len(T.DESCRIBE)] * 20 and all(len(c) >= 3 for c in built.concepts)
     assert [kind for kind, _ in teacher.calls].count("describe") == 1
-    first_round = teacher.calls[1][1]
-    assert first_round[3] == (30, (
-        f"Which bird is this? The label is {tasks()[3].label}. Features: {', '.join(built.concepts[3])}. "
+    assert teacher.calls[1][1][3] == (30, (  # of the first round
+        f"Which bird is this? The label is {TASKS[3].label}. Features: {', '.join(built.concepts[3])}. "
         "Answer in four parts: <analysis> </analysis> <options> </options> <comparison> </comparison> "
         "<prediction> </prediction>."
     ))  # fmt: skip
@@ -297,23 +272,17 @@ def test_build_chains_resamples_until_accepted():
 def test_build_chains_is_deterministic_and_gives_up():
     assert build(1)[1] == build(1)[1]
     teacher, built = build(2, max_rounds=1)
-    assert len(built.accepted) + len(built.rejected) == 20 and 0 < len(built.accepted) < 20
-    assert len(teacher.calls) == 2
+    assert len(built.accepted) + len(built.rejected) == 20 > len(built.accepted) > 0 and len(teacher.calls) == 2
     teacher, built = build(2, rate=0.0)
     assert built.rejected == [] and len(teacher.calls) == 2  # all done after one round
 
 
 def test_a_large_teacher_is_told_what_each_part_is():
-    asked = []
-    rows = [T.Task(0, "Sage Thrasher", "Which bird is this?"), T.Task(1, "Brown Thrasher", "Which bird is this?")]
-
-    def write(prompts):
-        asked.extend(prompts)
-        return [tagged(), tagged()]
-
+    asked, wanted = [], [T.Task(i, name, "Which bird is this?") for i, name in enumerate(NAMES[::2])]
     built = T.build_chains(
-        rows, lambda prompts: ["gray back"] * len(prompts), write, lambda captions: [["gray back"], ["red back"]],
-        max_rounds=1, questions=T.describe_questions("bird"), prompt=T.explained_prompt,
+        wanted, lambda prompts: ["gray back"] * len(prompts), lambda prompts: asked.extend(prompts) or [tagged()] * 2,
+        lambda captions: [["gray back"], ["red back"]], max_rounds=1, questions=T.describe_questions("bird"),
+        prompt=T.explained_prompt,
     )  # fmt: skip
     assert [i for i, _ in asked] == [0, 1] and "<analysis> what is to be seen" in asked[0][1]
     assert "The answer is Brown Thrasher" in asked[1][1] and "speak for it: red back." in asked[1][1]
@@ -329,3 +298,53 @@ def test_a_name_is_taught_as_the_data_set_writes_it():
     assert C.read_chain(C.to_completion(made)) == made
     cut = C.Chain("red.", ["Trap Door", "Wren"], "the wren is small.", "Trap Door")
     assert C.spelt(cut, "Trap; Door") == cut  # the list of candidates could not be read back
+
+
+def test_a_sentence_encoder_s_rows_have_length_one_follow_the_texts_and_take_the_prefix(tmp_path):
+    """Of a sentence-transformers model: one layer of BERT with random weights and a vocabulary of thirteen words."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "query", ":", "red", "crown", "long", "tail", "blue", "back"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "bert")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    layers = [Transformer(str(tmp_path / "bert")), Pooling(16)]
+    SentenceTransformer(modules=layers, device="cpu").save(str(tmp_path / "whole"))
+    encode, plain = K.sentence_encoder(tmp_path / "whole"), K.sentence_encoder(tmp_path / "whole", prefix="")
+    rows = encode(["red crown", "long tail", "red crown"])
+    assert rows.shape == (3, 16) and rows.dtype == torch.float32 and rows.device.type == "cpu"
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(rows[0], rows[2])
+    assert not torch.allclose(rows[0], rows[1], atol=1e-2)
+    torch.testing.assert_close(rows[:1], plain(["query: red crown"]))
+    assert not torch.allclose(rows[:1], plain(["red crown"]), atol=1e-2)
+    captions = [["Red crown, long tail.", "Red crown; a hat."], ["Blue back, long tail.", "Blue back."]]
+    kept = K.choose_concepts(captions, encode)  # the bottleneck takes it
+    assert [set(own) for own in kept] == [{"red crown", "long tail", "a hat"}, {"blue back", "long tail"}]  # at least 3
+
+
+def test_effect_by_hand():
+    """Three classes. Said: red crown (true of 1), a hat (of none), blue back (of 2), long tail (of all), twice."""
+    captions = [["Red crown. A hat."], ["Blue back.", "blue back, long tail"], ["Long tail"]]
+    truth = [{"red crown", "long tail"}, {"blue back", "long tail"}, {"blue back", "long tail"}]
+    effect = K.bottleneck_effect(captions, [["red crown"], ["blue back"], []], truth)
+    bits = 1.5849625007 + 0.5849625007  # log2(3 / 1) + log2(3 / 2)
+    expected = {"all": [5 / 3, 4 / 5, (0 + 1 + 2 + 2) / 4, bits / 4], "kept": [2 / 3, 1, 1 / 2, bits / 2]}
+    assert list(effect.columns) == ["concepts", "true", "others", "bits"] and list(effect.index) == list(expected)
+    for name, row in expected.items():
+        assert effect.loc[name].tolist() == pytest.approx(row)
+
+
+def test_the_bottleneck_keeps_what_is_true_and_tells_birds_apart():
+    birds = [s for s in all_species() if not s.common][::20]  # some of what the tiny base says of them is wrong
+    base = LocalTeacher.from_pretrained(ASSETS / "base", [draw(s, 5) for s in birds], max_new_tokens=48, batch_size=32)
+    texts = base([(i, question) for i in range(len(birds)) for question in T.DESCRIBE])
+    captions = [texts[i : i + len(T.DESCRIBE)] for i in range(0, len(texts), len(T.DESCRIBE))]
+    truth = [set(K.split_concepts(s.describe())) for s in birds]
+    every, kept = K.bottleneck_effect(captions, K.choose_concepts(captions), truth).to_dict("records")
+    assert kept["true"] > every["true"] and kept["others"] < every["others"] and kept["bits"] > every["bits"]
+    assert 3 <= kept["concepts"] < every["concepts"]

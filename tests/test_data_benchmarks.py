@@ -16,6 +16,8 @@ from finer1_lite.data.sources import Entry
 from finer1_lite.data.splits import released_classes
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
+CAR_NAMES = ["AM General Hummer SUV 2000", "Aston Martin V8 Vantage Coupe 2012", "Land Rover LR2 SUV 2012",
+             "Ram C/V Cargo Van Minivan 2012", "smart fortwo Convertible 2012"]  # fmt: skip
 
 
 def write(path, text):
@@ -34,8 +36,8 @@ def save(path, **variables):
 
 def cub(root):
     write(root / "classes.txt", "1 001.Black_footed_Albatross\n2 002.Wren\n3 003.Chuck_will_Widow\n")
-    paths = ("1 001.Black_footed_Albatross/a_0046_18.jpg", "2 002.Wren/b 1.jpg", "4 003.Chuck_will_Widow/c.jpg")
-    write(root / "images.txt", "\n".join(paths))
+    paths = "1 001.Black_footed_Albatross/a_0046_18.jpg\n2 002.Wren/b 1.jpg\n4 003.Chuck_will_Widow/c.jpg"
+    write(root / "images.txt", paths)
     write(root / "image_class_labels.txt", "1 1\n2 2\n4 3\n")
     write(root / "train_test_split.txt", "1 0\n2 1\n4 1\n")
     return [
@@ -54,15 +56,10 @@ def annotations(rows):
     return array
 
 
-CAR_NAMES = ["AM General Hummer SUV 2000", "Aston Martin V8 Vantage Coupe 2012", "Land Rover LR2 SUV 2012",
-             "Ram C/V Cargo Van Minivan 2012", "smart fortwo Convertible 2012"]  # fmt: skip
-
-
 def cars(root, test="cars_test_annos_withlabels.mat"):
     save(root / "devkit" / "cars_meta.mat", class_names=cell(CAR_NAMES))
-    train = [("00001.jpg", 1), ("00002.jpg", 5), ("00003.jpg", 3)]
-    save(root / "devkit" / "cars_train_annos.mat", annotations=annotations(train))
-    save(root / test, annotations=annotations([("00001.jpg", 2), ("00002.jpg", 4)]))
+    for path, rows in (("devkit/cars_train_annos.mat", (1, 5, 3)), (test, (2, 4))):
+        save(root / path, annotations=annotations([(f"{i:05d}.jpg", n) for i, n in enumerate(rows, 1)]))
     return [
         ("cars_train/00001.jpg", CAR_NAMES[0], "AM General", "train"),
         ("cars_train/00002.jpg", CAR_NAMES[4], "smart", "train"),
@@ -108,15 +105,13 @@ def pets(root):
 
 
 def aircraft(root):
-    kinds = {"variant": ("707-320", "A300B4", "F/A-18"), "family": ("Boeing 707", "A300", "F/A-18")}
-    for kind, names in kinds.items():
-        for split, image, name in zip(("train", "val", "test"), ("0034309", "1025794", "0059305"), names):
-            write(root / "data" / f"images_{kind}_{split}.txt", f"{image} {name}\n")
-    return [
-        ("data/images/0034309.jpg", "707-320", "Boeing 707", "train"),
-        ("data/images/1025794.jpg", "A300B4", "A300", "val"),
-        ("data/images/0059305.jpg", "F/A-18", "F/A-18", "test"),
-    ]
+    made = [("0034309", "707-320", "Boeing 707", "train"), ("1025794", "A300B4", "A300", "val"),
+            ("0059305", "F/A-18", "F/A-18", "test")]  # fmt: skip
+    for image, variant, family, split in made:
+        write(root / "data" / f"images_variant_{split}.txt", f"{image} {variant}\n")
+        write(root / "data" / f"images_family_{split}.txt", f"{image} {family}\n")
+    return [(f"data/images/{image}.jpg", *rest) for image, *rest in made]
+
 
 NATURE = {
     "images": [{"id": i, "file_name": f"val/0{i}_Animalia/{i}.jpg", "width": 500} for i in (7, 3, 5, 9)],
@@ -168,17 +163,13 @@ def released(name):
     return set(released_classes(path))
 
 
-def test_flowers_are_spelt_as_in_the_released_file():
+def test_flowers_and_pets_are_spelt_as_in_the_released_files(tmp_path):
     assert len(FLOWERS) == len(set(FLOWERS)) == 102 and clean_names(FLOWERS) == {name: name for name in FLOWERS}
     assert [FLOWERS[i - 1] for i in (16, 44, 77, 93)] == ["globe flower", "poinsettia", "passion flower", "air plant"]
     assert released("flower_unseen") <= set(FLOWERS)
-
-
-def test_pets_are_spelt_as_in_the_released_files(tmp_path):
     breeds = released("pet_seen") | released("pet_unseen")
     for part in ("trainval", "test"):
         lines = [f"{breed.replace(' ', '_').lower()}_1 1 2 1\n" for breed in sorted(breeds)]
         write(tmp_path / "annotations" / f"{part}.txt", "".join(lines))
     assert {e.label for e in oxford_pets(tmp_path)} == breeds
-
 

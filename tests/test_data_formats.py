@@ -1,26 +1,40 @@
-"""Formats in and out: nothing is lost on the way, and what would be lost is refused."""
+"""Formats in and out, chats, questions and triplets: nothing is lost on the way; what would be lost is refused."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import Template
 from PIL import Image as Picture
 
+from finer1_lite.birds.dataset import evaluation_species
+from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row
 from finer1_lite.data.formats import (
     FORMS, add_dataset_info, from_chat, read_closed_world, to_chat, to_llama_factory, write_closed_world, write_rows,
 )  # fmt: skip
+from finer1_lite.data.triplets import export_triplets, read_triplets
 from finer1_lite.files import write_jsonl
 from finer1_lite.policy.inputs import IMAGE_PAD
 from finer1_lite.policy.load import load_base
-from finer1_lite.prompts import messages
+from finer1_lite.prompts import instructed, messages
+from finer1_lite.samplers import Triplet
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
 each_form = pytest.mark.parametrize("form", FORMS)
+LABELS = ['Häher "x" / ../ {{ content }}\n\u2028 <b>鸟</b>'] * 2 + ["Wren", "Wren", "B", "B"]
+SIZES = [(140, 112), (60, 200), (112, 112), (90, 91), (300, 30), (28, 28)]
+TRIPLETS = [Triplet(0, 1, 2), Triplet(3, 2, 4), Triplet(5, 4, 1)]
+QUESTIONS = ["Which bird is this?", "What is it?", "Who?"]
+COLUMNS = ["images", "image_noisy", "image_aug"]
 NEAREST = {"Wren": ["House Wren", "Tit", "Jay"], "Tit": ["Jay", "Wren", "House Wren"]}
 
 odd = st.text() | st.sampled_from(["", "\n", "a\r\nb", "\u2028", "< image >", "鸟 \0 🐦", "[", '"', "<|im_end|>"])
@@ -41,8 +55,7 @@ def chat_rows(draw):
 @settings(max_examples=100, deadline=None)
 @given(row=chat_rows())
 def test_a_row_comes_back_whole(form, row):
-    before = json.dumps(row)
-    made = to_chat(row, form)
+    before, made = json.dumps(row), to_chat(row, form)
     assert from_chat(made, form) == row and to_chat(from_chat(made, form), form) == made
     assert json.dumps(row) == before  # neither way touches its input
 
@@ -58,9 +71,8 @@ def test_each_form_is_as_its_users_document_it():
         {"role": "system", "content": "Think."}, {"role": "user", "content": asked},
         {"role": "assistant", "content": answer},
     ]}  # fmt: skip
-    assert to_chat(row(), "sharegpt") == rest | {"conversations": [
-        {"from": "system", "value": "Think."}, {"from": "human", "value": asked}, {"from": "gpt", "value": answer},
-    ]}  # fmt: skip
+    turns = [("system", "Think."), ("human", asked), ("gpt", answer)]
+    assert to_chat(row(), "sharegpt") == rest | {"conversations": [{"from": who, "value": text} for who, text in turns]}
     assert to_chat(row(), "trl") == rest | {
         "prompt": [{"role": "system", "content": [{"type": "text", "text": "Think."}]},
                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who is this?"}]}],
@@ -174,26 +186,81 @@ def test_pictures_that_are_files_stay_where_they_are(tmp_path):
     assert not list(tmp_path.rglob("images"))
 
 
-GOOD = {"image_path": "a.jpg", "question": "?", "options": ["a", "b", "c", "d"], "ground_truth": "a"}
-
-
 def test_questions_without_four_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="class 'Tit' in `nearest`: 'Tit' and 3 other names are needed"):
         write_closed_world(tmp_path / "new" / "q.jsonl", birds(), NEAREST | {"Tit": ["Jay", "Wren"]})
     assert not (tmp_path / "new").exists()  # nothing is written
+    good = {"image_path": "a.jpg", "question": "?", "options": ["a", "b", "c", "d"], "ground_truth": "a"}
     for change in ({"options": ["a", "b", "c"]}, {"options": ["a", "b", "c", "C "]}, {"ground_truth": "e"}):
-        write_jsonl(tmp_path / "q.jsonl", [GOOD, GOOD | change])
+        write_jsonl(tmp_path / "q.jsonl", [good, good | change])
         with pytest.raises(ValueError, match="q.jsonl, line 2: .* 3 other names are needed"):
             read_closed_world(tmp_path / "q.jsonl")
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
-@pytest.mark.parametrize(
-    ("name", "containing"), [("car_seen", []), ("flower_unseen", [140]), ("pet_seen", []), ("pet_unseen", [])]
-)
-def test_the_released_questions(name, containing):
+@pytest.mark.parametrize("name", ["car_seen", "flower_unseen", "pet_seen", "pet_unseen"])
+def test_the_released_questions(name):
     path = RELEASED / f"closed_world_{name}_200.jsonl"
     made = read_closed_world(path)
-    assert len(made.rows) == 200 and made.containing == containing  # 140: "tree mallow" beside "mallow"
+    assert len(made.rows) == 200 and made.containing == [140] * (name == "flower_unseen")  # "tree mallow", "mallow"
     assert all(r["options"][0] == r["ground_truth"] for r in made.rows)
     assert made.rows == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [draw(s, 5).resize(size) for s, size in zip(evaluation_species(), SIZES)]
+
+
+@pytest.fixture(scope="module")
+def folder(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triplets")
+    assert export_triplets(TRIPLETS, images, LABELS, QUESTIONS, folder) == folder / "data"
+    return folder
+
+
+def test_the_released_code_reads_its_columns_and_images_of_as_many_tokens(folder, images, tmp_path):
+    """That is what the sizes are for: it gives all three images the anchor's placeholders."""
+    (kind,) = {path.suffix[1:] for path in (folder / "data").iterdir()}  # as it opens a folder
+    rows = load_dataset(kind, data_dir=str(folder / "data"), split="train", cache_dir=str(tmp_path))
+    assert rows.column_names == [*COLUMNS, "problem", "answer"]
+    assert rows["problem"] == [f"<image>{q}" for q in QUESTIONS]
+    assert rows["answer"] == [LABELS[t.anchor] for t in TRIPLETS]
+    asked = Template((folder / "format_prompt.jinja").read_text()).render(content=f"<image>{QUESTIONS[0]}")
+    assert asked == f"<image>{instructed(QUESTIONS[0])}"  # as the policy was taught
+
+    processor = load_base(get_profile("cpu")).processor.image_processor
+    grids = lambda pictures: processor(pictures, return_tensors="pt")["image_grid_thw"].tolist()
+    for row in rows:
+        one, two, three = grids([row[c][0] for c in COLUMNS])
+        assert one == two == three
+    unequal = [grids([images[i] for i in t]) for t in TRIPLETS]
+    assert any(one != two for one, two, _ in unequal)  # else the test above says nothing
+
+
+def test_the_parquet_is_self_contained_and_older_datasets_can_open_it(folder):
+    (path,) = (folder / "data").iterdir()
+    (picture,) = pd.read_parquet(path)["image_aug"][0]
+    assert picture["path"] is None and Picture.open(io.BytesIO(picture["bytes"])).size == SIZES[0]
+    types = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
+    assert {types[c]["_type"] for c in COLUMNS} == {"Sequence"}  # "List" is unknown before datasets 4.0
+
+
+@pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "data"])
+def test_triplets_are_read_back(folder, images, name):
+    rows = read_triplets(folder / name)
+    assert rows["question"][:] == QUESTIONS and rows["label"][:] == [LABELS[t.anchor] for t in TRIPLETS]
+    for made, triplet in zip(rows, TRIPLETS):
+        for role, index in triplet._asdict().items():
+            expected = images[index].resize(SIZES[triplet.anchor], Picture.Resampling.BICUBIC)
+            np.testing.assert_array_equal(np.asarray(made[role]), np.asarray(expected), err_msg=role)
+
+
+@pytest.mark.parametrize(("triplets", "questions", "message"), [
+    ([Triplet(0, 2, 4)], ["?"], "do not fit"), ([Triplet(0, 1, 0)], ["?"], "do not fit"),
+    ([Triplet(0, 1, 2)], ["<image> ?"], "'<image> .' do not fit"), (TRIPLETS, ["?"], "shorter"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_before_anything_is_written(triplets, questions, message, images, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_triplets(triplets, images, LABELS, questions, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -6,7 +6,6 @@ import time
 import unicodedata
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,10 +34,9 @@ def world(root, classes=("wren", "finch"), n=3):
 
 
 @pytest.mark.parametrize("raw, clean", [
-    ("Wren; Jenny_Wren", "Wren, Jenny Wren"),
-    ("House_Finch", "House Finch"), ("707-320", "707-320"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
+    ("Wren; Jenny_Wren", "Wren, Jenny Wren"), ("a__b \t c", "a b c"), ("Gr&uuml;nfink", "Grünfink"),
     (unicodedata.normalize("NFD", "Éider"), "Éider"), ("ab\u200bc", "ab c"), ("Rot\xadkehlchen", "Rotkehlchen"),
-    ("Ｗｒｅｎ", "Wren"), ("São", "São"),
+    ("Ｗｒｅｎ", "Wren"), ("São", "São"), ("707-320", "707-320"),
 ])  # fmt: skip
 def test_names_are_cleaned_for_people(raw, clean):
     assert clean_name(raw) == clean
@@ -57,23 +55,19 @@ def test_numbers_of_classes_go_where_every_class_has_one(raw, clean):
 
 
 def test_two_names_that_become_one_are_named():
-    with pytest.raises(ValueError, match="'a_b' and 'a b' both read 'a b'"):
-        clean_names(["a_b", "a b"])
-    with pytest.raises(ValueError, match="differ only in case"):
-        clean_names(["Wren", "wren"])
-    with pytest.raises(ValueError, match="'__' has no letter or digit once cleaned"):
-        clean_names(["__"])
-    nfd = unicodedata.normalize("NFD", "Éider")
-    assert set(clean_names([nfd, "Éider"]).values()) == {"Éider"}  # two systems' spelling of one folder
+    for names, message in [(["a_b", "a b"], "'a_b' and 'a b' both read 'a b'"), (["Wren", "wren"], "only in case"),
+                           (["__"], "'__' has no letter or digit once cleaned")]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            clean_names(names)
+    assert set(clean_names([unicodedata.normalize("NFD", "Éider"), "Éider"]).values()) == {"Éider"}  # two systems' spelling
 
 
 def test_folder_of_classes(tmp_path):
     world(tmp_path, n=2)
-    (tmp_path / "wren" / ".hidden.png").write_bytes(b"")
-    (tmp_path / "wren" / "notes.txt").write_text("")
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "__MACOSX" / "wren").mkdir(parents=True)
-    (tmp_path / "guide.csv").write_text("name,looks\n")
+    for folder in (".git", "__MACOSX/wren"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("wren/.hidden.png", "wren/notes.txt", "guide.csv"):
+        (tmp_path / file).touch()
     picture(tmp_path / "wren" / "2024" / "deep.JPG")
     made = folder_entries(tmp_path)
     assert [(e.label, e.path.name) for e in made] == [
@@ -134,8 +128,8 @@ def test_a_broken_table_names_its_line(tmp_path, name, text, error):
         table_entries(tmp_path / name)
 
 
-def test_counts_are_a_dry_run(tmp_path):
-    table = counts([Entry(tmp_path / "none", "a", None, "train")] * 3 + [Entry(tmp_path / "none", "b", None, "test")])
+def test_counts_are_a_dry_run():
+    table = counts([Entry("none", "a", None, "train")] * 3 + [Entry("none", "b", None, "test")])
     assert table.loc["a"].to_dict() == {"test": 0, "train": 3, "pictures": 3} and list(table.index) == ["b", "a"]
 
 
@@ -167,8 +161,7 @@ def test_no_pipe_is_waited_for_and_large_pictures_are_decoded_one_at_a_time(tmp_
     paths = [picture(tmp_path / f"{i}.png") for i in range(4)]
     loaded = load_images([Entry(path, "wren") for path in (*paths, tmp_path / "pipe.png")])
     assert loaded.skipped == [(tmp_path / "pipe.png", "not a file")] and max(most) == 1
-    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png"))
-    picture(tmp_path / "x.png").rename(odd)
+    odd = picture(tmp_path / "x.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png"))
     loaded = load_images([Entry(paths[0], "wren"), Entry(odd, "wren")])
     assert loaded.skipped[0][1] == "its name is not UTF-8; rename it"
     (tmp_path / "a.heic").write_text("no picture")
@@ -200,8 +193,7 @@ def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
 def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
-    path = picture(tmp_path / "turned.jpg", size=(40, 20), exif=turned)
-    assert read_image(path).size == (20, 40)
+    assert read_image(picture(tmp_path / "turned.jpg", size=(40, 20), exif=turned)).size == (20, 40)
     deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     np.testing.assert_array_equal(np.asarray(as_rgb(Image.fromarray(deep)))[..., 0], deep >> 8)
     assert np.asarray(as_rgb(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).min() == 255  # on white, not black
@@ -209,7 +201,6 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
 
 def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):
     def parquet(name, *labels):
-        """A file as the Hub has it: pictures inside, class numbers with names."""
         Image.new("RGB", (4, 4)).save(file := io.BytesIO(), "PNG")
         features = Features({"photo": ImageColumn(), "kind": ClassLabel(names=["house_finch", "wren"])})
         data = {"photo": [{"bytes": file.getvalue(), "path": None}] * len(labels), "kind": labels}

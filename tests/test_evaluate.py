@@ -1,22 +1,24 @@
-"""Evaluation: what counts as right, options, killed runs, subsets, rows of the results file, the paired bootstrap."""
+"""Evaluation: what counts as right, options, killed runs, subsets, rows of results, bootstrap, the paper's figures."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
 from finer1_lite.evaluate.answers import METHODS, ask, judge, load_predictions, predict, prompts_for
+from finer1_lite.evaluate.paper import SOURCE, other_figures, paper_figures
 from finer1_lite.evaluate.statistics import (
     COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_error, subset_of, table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import Policy, add_adapter, fingerprint, load_base
+from finer1_lite.policy.load import Policy, add_adapter, load_base
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
+
+FIGURE = ["method", "model", "protocol", "split", "metric"]
 
 
 @pytest.mark.parametrize("text, correct, strict", [
@@ -43,9 +45,8 @@ def test_rows_hold_each_split_apart():
     assert found["seen", "words"][0] == pytest.approx((3 + 4 + 4) / 3, abs=1e-6)
 
 
-def test_bootstrap_pairs_images_and_respects_classes():
-    rng = np.random.default_rng(0)
-    classes = [f"c{i}" for i in range(40) for _ in range(5)]
+def test_bootstrap_pairs_images_respects_classes_and_draws_seeds_again():
+    rng, classes = np.random.default_rng(0), [f"c{i}" for i in range(40) for _ in range(5)]
     b = (rng.random(200) < 0.5).astype(float)
     a = np.maximum(b, rng.random(200) < 0.3)
     mean, low, high = bootstrap_difference(a, b, classes)
@@ -54,14 +55,10 @@ def test_bootstrap_pairs_images_and_respects_classes():
     # All images of a class alike: a class is then one observation, and the interval is about sqrt(5) wider.
     whole = np.repeat((rng.random(40) < 0.5).astype(float), 5)
     _, low1, high1 = bootstrap_difference(whole, np.zeros(200), classes)
-    _, low2, high2 = bootstrap_difference(whole, np.zeros(200), [str(i) for i in range(200)])
+    alone = [str(i) for i in range(200)]
+    _, low2, high2 = bootstrap_difference(whole, np.zeros(200), alone)
     assert 1.6 < (high1 - low1) / (high2 - low2) < 3.0
-
-
-def test_bootstrap_draws_seeds_again_too():
-    classes = [str(i) for i in range(50)]
-    found = bootstrap_seeds([np.ones(50), np.zeros(50)], [classes, classes])  # the two seeds disagree completely
-    assert found == (0.5, 0.0, 1.0)
+    assert bootstrap_seeds([np.ones(200), np.zeros(200)], [alone, alone]) == (0.5, 0.0, 1.0)  # the two seeds disagree
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +67,7 @@ def birds():
 
 
 def test_the_base_model_describes_and_cannot_name(birds):
-    base = load_base(get_profile("cpu"))
-    few = birds.select(range(0, 160, 4))
+    base, few = load_base(get_profile("cpu")), birds.select(range(0, 160, 4))
     cache = VisionCache(base.model, base.processor, few["image"])
     made = predict(base, cache, few, think=False, seed=0)
     assert [p.label for p in made] == few["label"] and all(p.text for p in made)
@@ -79,10 +75,6 @@ def test_the_base_model_describes_and_cannot_name(birds):
     assert predict(base, cache, few, think=False, seed=0) == made
     nearest = look_alike_classes(cache, few["label"])
     assert all(label not in others and len(others) == 39 for label, others in nearest.items())
-
-
-class Killed(Exception):
-    pass
 
 
 class Watched(VisionCache):
@@ -95,7 +87,7 @@ class Watched(VisionCache):
     def get(self, indices):
         if self.asked == self.stop:
             self.lines = self.part.read_text().splitlines()  # another process sees this much, before anything is closed
-            raise Killed
+            raise KeyboardInterrupt
         self.asked += len(indices)
         return super().get(indices)
 
@@ -110,16 +102,14 @@ def small(birds):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    policy, data, prompts = small
-    path = tmp_path_factory.mktemp("whole") / "base_open.jsonl"
+    (policy, data, prompts), path = small, tmp_path_factory.mktemp("whole") / "base_open.jsonl"
     return ask(policy, Watched(policy, data["image"]), data, prompts, path=path), path
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(small, whole, tmp_path):
-    (policy, data, prompts), (made, _) = small, whole
-    path = tmp_path / "base_open.jsonl"
+    (policy, data, prompts), (made, _), path = small, whole, tmp_path / "base_open.jsonl"
     killed = Watched(policy, data["image"], path, stop=8)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         ask(policy, killed, data, prompts, path=path)
     assert len(killed.lines) == 8
     path.write_text("\n".join(killed.lines)[:-30])  # the last line was cut off as it was written
@@ -139,7 +129,7 @@ def test_answers_do_not_depend_on_path_or_batches(small, whole):
     assert sum(a.text == b.text for a, b in zip(alone, made)) >= 11  # padding rounds: a near tie may fall otherwise
 
 
-@pytest.mark.parametrize("change", ["label", "prompt", "image", "adapter", "fewer"])
+@pytest.mark.parametrize("change", ["label", "prompt", "image", "adapter", "base", "fewer"])
 def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change):
     (policy, data, prompts), (made, kept) = small, whole
     path, labels, images = tmp_path / "a.jsonl", list(data["label"]), list(data["image"])
@@ -152,8 +142,11 @@ def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change):
         images[0] = images[1]
     elif change == "fewer":
         labels, images, prompts = labels[:11], images[:11], prompts[:11]
-    else:
+    elif change == "adapter":
         policy = add_adapter(load_base(policy.profile), 0)
+    else:  # of the same name
+        policy = load_base(policy.profile)
+        policy.backbone.language_model.layers[-1].input_layernorm.weight.data[0] += 1e-3
     asked = {"label": labels, "seen": list(data["seen"])[: len(labels)]}
     with pytest.raises(ValueError, match="other questions, images or labels, or of another model") as error:
         ask(policy, Watched(policy, images), asked, prompts, path=path)
@@ -161,19 +154,15 @@ def test_a_file_of_other_questions_is_refused(small, whole, tmp_path, change):
     assert load_predictions(path) == made  # and nothing is lost
 
 
-def test_each_picture_needs_its_prompt(small):
-    policy, data, prompts = small
-    with pytest.raises(ValueError, match="11 prompts, 12 labels and 12 images"):
-        ask(policy, Watched(policy, data["image"]), data, prompts[:11])
-
-
-def test_the_longest_questions_come_first(small):
+def test_each_picture_needs_its_prompt_and_the_longest_come_first(small):
     policy, data, prompts = small
     cache, order = Watched(policy, data["image"]), []
     get, cache.get = cache.get, lambda indices: order.extend(indices) or get(indices)
     ask(policy, cache, data, prompts)
     lengths = [len(policy.processor.tokenizer(prompts[i])["input_ids"]) for i in order]
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 3
+    with pytest.raises(ValueError, match="11 prompts, 12 labels and 12 images"):
+        ask(policy, cache, data, prompts[:11])
 
 
 def test_the_official_order_asks_the_same_with_the_right_option_first():
@@ -205,10 +194,10 @@ def test_the_error_of_a_subset_by_hand():
     # (1/4 - 1/8) / 4; then two whole classes of which one is asked: classes, of one kind each, are all that counts.
     assert subset_error(labels, ["a", "a", "b", "b"]) == pytest.approx((0.125 / 4) ** 0.5)
     assert subset_error(labels, labels) == 0.0
-    assert subset_error(labels * 9, ["a"] * 4) == pytest.approx(0.25**0.5 * 0.5**0.5)  # one class alone: it may be all alike
+    assert subset_error(labels * 9, ["a"] * 4) == pytest.approx(0.25**0.5 * 0.5**0.5)  # one class: all alike perhaps
 
 
-def test_stage_1_takes_one_image_of_each_class(birds):
+def test_stage_1_takes_one_image_of_each_class():
     labels = ["b", "a", "b", "a", "c"]
     assert one_per_class(labels) == [1, 0, 4]
     tasks = tasks_of(labels, 0)
@@ -225,9 +214,29 @@ def test_the_table_shows_the_spread_of_several_seeds():
     assert "(" not in table(pd.DataFrame(rows[::2])).splitlines()[2]
 
 
-def test_another_base_of_the_same_name_has_another_fingerprint():
-    policy = load_base(get_profile("cpu"))
-    before = fingerprint(policy)
-    with torch.no_grad():
-        policy.backbone.language_model.layers[-1].input_layernorm.weight[0] += 1e-3
-    assert fingerprint(policy) != before
+def test_overall_is_the_mean_of_seen_and_unseen():
+    keys = ["table", "method", "model", "protocol", "metric"]
+    wide = paper_figures().pivot(index=keys, columns="split", values="value")[["seen", "unseen", "overall"]].dropna()
+    assert len(wide) == 17  # rows of the paper's tables that have all three
+    assert ((wide.seen + wide.unseen) / 2 - wide.overall).abs().max() < 0.0051
+
+
+def test_figures_are_whole_agree_between_tables_and_have_this_kits_names():
+    rows = paper_figures()
+    assert not rows.duplicated(["table", *FIGURE]).any()
+    again = rows.groupby(FIGURE).value
+    assert again.size().max() > 1 and again.nunique().max() == 1
+    percent = rows[rows.protocol.isin(["open", "closed"])]
+    assert percent.value.between(0, 100).all() and set(percent.split) == {"seen", "unseen", "overall"}
+    assert {*METHODS} - set(percent.method) == set()
+
+
+def test_circulating_figures_stay_apart_and_say_what_the_paper_has():
+    paper, other = paper_figures(), other_figures()
+    assert set(paper.source) == {SOURCE} and SOURCE not in set(other.source) and len(other) > 10
+    assert (other.note != "").all()
+    told = other[other.source.str.startswith("an earlier")]
+    told = told.merge(paper.drop_duplicates(FIGURE), on=FIGURE, suffixes=("", "_paper"))
+    assert len(told) == 9  # three rows of the main table: the note of each quotes the paper's figure
+    assert all(f"{value:.2f}" in note for value, note in zip(told.value_paper, told.note))
+    assert (told.value - told.value_paper).abs().max() > 25

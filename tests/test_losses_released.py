@@ -12,8 +12,7 @@ from finer1_lite import losses as L
 from finer1_lite import rewards as R
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "released_reference.json").read_text())
-CASES = FIXTURE["cases"]
-by_seed = pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case['seed']}")
+by_seed = pytest.mark.parametrize("case", FIXTURE["cases"], ids=lambda case: f"seed{case['seed']}")
 
 
 def close(actual, expected):
@@ -37,8 +36,7 @@ def check(loss, batch, recorded):
 
 @by_seed
 def test_advantages(case):
-    mask = torch.tensor(case["completion_mask"])
-    recorded = torch.tensor(case["advantages"]) / (1 + mask[:, -1])
+    recorded = torch.tensor(case["advantages"]) / (1 + torch.tensor(case["completion_mask"])[:, -1])
     close(tensors(case)["advantages"], recorded.tolist())
 
 
@@ -49,8 +47,7 @@ def test_policy_loss(case, dual, mode, how):
     batch, recorded = tensors(case), case[f"policy_loss[{mode},dual={dual}]"]
     arguments = (batch["per_token_logps"], batch["old_per_token_logps"], batch["advantages"])
     settings = {"epsilon_low": 0.2, "epsilon_high": 0.28, "dual_clip": float(dual)}
-    terms = L.policy_loss_terms(*arguments, **settings)
-    check(L.aggregate(terms, batch["completion_mask"], how), batch, recorded)
+    check(L.aggregate(L.policy_loss_terms(*arguments, **settings), batch["completion_mask"], how), batch, recorded)
     flags = L.clip_indicators(*arguments, **settings)
     close(L.aggregate(flags["low"] + flags["high"], batch["completion_mask"]), recorded["clipfrac_higher"])
     close(L.aggregate(flags["dual"], batch["completion_mask"]), recorded["clipfrac_lower"])

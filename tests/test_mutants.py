@@ -122,13 +122,11 @@ MUTANTS = {
          "negative_per_token_logps if c.negative_grad else negative_per_token_logps.detach()",
          "negative_per_token_logps", "released_preset_is_every_switch_of_the_released_code"),
         ("old log-probs of the loss carry a gradient", "(logps, old.detach(), advantages,",
-         "(logps, old, advantages,",
-         "gradient_switches_of_the_loss"),
+         "(logps, old, advantages,", "gradient_switches_of_the_loss"),
         ("the released preset clips like the paper", "negative_grad=False, dual_clip=3.0,", "negative_grad=False,",
          "released_preset_is_every_switch_of_the_released_code"),
         ("the paper's preset clips symmetrically", "epsilon_high: float = 0.28\n    dual",
-         "epsilon_high: float = 0.2\n    dual",
-         "presets_are_the_paper_and_its_relatives; losses_released: whole_loss"),
+         "epsilon_high: float = 0.2\n    dual", "presets_are_the_paper_and_its_relatives; losses_released: whole_loss"),
         ("ratio metric is not clamped", "_log_ratio(*arguments[:2]).exp()", "(arguments[0] - arguments[1]).exp()",
          "losses_properties: clamps_bound_every_term"),
     ],
@@ -155,8 +153,7 @@ MUTANTS = {
     ],
     "samplers": [
         ("the anchor is its own positive", "if i != anchor])", "])", "ten_thousand_triplets_never_break_the_rules"),
-        ("the positive is always the first", "positive = _pick(rng, [", "positive = min([",
-         "frequencies_are_uniform"),
+        ("the positive is always the first", "positive = _pick(rng, [", "positive = min([", "frequencies_are_uniform"),
         ("the last item is never drawn", "items[int(rng.random() * len(items))]",
          "items[int(rng.random() * max(1, len(items) - 1))]", "frequencies_are_uniform"),
         ("biased shuffle", "other = int(rng.random() * (last + 1))", "other = int(rng.random() * last)",
@@ -251,18 +248,16 @@ MUTANTS = {
 ALL = [(module, *mutant) for module, mutants in MUTANTS.items() for mutant in mutants]
 
 
-def load_tests(name):
-    """A fresh copy of a test module, so that a mutant in it cannot leak into the true one."""
-    path = Path(__file__).with_name(f"test_{name}.py")
-    spec = importlib.util.spec_from_file_location(f"copy_of_test_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def copies():
-    return {name: load_tests(name) for name in (*TESTS.values(), "losses_released", "losses_properties")}
+    """Fresh copies of test modules, so that a mutant in one cannot leak into the true one."""
+    made = {}
+    for name in {*TESTS.values(), "losses_released", "losses_properties"}:
+        path = Path(__file__).with_name(f"test_{name}.py")
+        spec = importlib.util.spec_from_file_location(f"copy_of_test_{name}", path)
+        made[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made[name])
+    return made
 
 
 def build(module, old, new):
@@ -298,17 +293,13 @@ def fails(test):
     return False
 
 
-def named_tests(module, caught_by, copies):
-    for group in caught_by.split("; "):
-        *file, tests = group.split(": ")
-        for name in tests.split(", "):
-            yield (file or [TESTS[module]])[0], f"test_{name}"
-
-
 @pytest.mark.parametrize("mutant", ALL, ids=lambda m: f"{m[0]}: {m[1]}")
 def test_mutant_is_caught(mutant, copies, monkeypatch):
     module, what, old, new, caught_by = mutant
     mutated = build(module, old, new)
-    for file, test in named_tests(module, caught_by, copies):
-        monkeypatch.setattr(copies[file], ALIAS[module], mutated)
-        assert fails(getattr(copies[file], test)), f"{test} does not notice: {what}"
+    for group in caught_by.split("; "):
+        *file, names = group.split(": ")
+        tests = copies[file[0] if file else TESTS[module]]
+        monkeypatch.setattr(tests, ALIAS[module], mutated)
+        for name in names.split(", "):
+            assert fails(getattr(tests, f"test_{name}")), f"{name} does not notice: {what}"

@@ -31,8 +31,7 @@ def main(folder: Path, whole: bool) -> None:
     groups = loop.roll_out([loop.sampler.next(1)[0] for _ in range(3)])  # the same three in every process
     for group, rewards in zip(groups, ([0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0])):
         group.rewards = group.accuracies = torch.tensor(rewards)
-    gradients, parameters = {}, loop.policy.trainable()
-    zero_grad = loop.optimizer.zero_grad
+    gradients, parameters, zero_grad = {}, loop.policy.trainable(), loop.optimizer.zero_grad
 
     def look():
         gradients.update({str(i): p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})

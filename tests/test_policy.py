@@ -27,7 +27,6 @@ from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 
 ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What colour is the beak?", "Describe the bird."]
-IDS = torch.arange(40).view(2, 20)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +40,8 @@ def policy():
 
 
 @pytest.fixture(scope="module")
-def cache(policy, images):
-    return VisionCache(policy.model, policy.processor, images)
-
-
-@pytest.fixture(scope="module")
-def prompts(cache):
-    return list(zip(ASK, cache.get(range(4))))
+def prompts(policy, images):
+    return list(zip(ASK, VisionCache(policy.model, policy.processor, images).get(range(4))))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +63,7 @@ def trained(policy, scale=0.05, **changed):
 
 
 def states(policy):
-    return policy.backbone(input_ids=IDS).last_hidden_state
+    return policy.backbone(input_ids=torch.arange(40).view(2, 20)).last_hidden_state
 
 
 def test_cached_features_give_the_same_logits_as_pixels(policy, prompts, plain):
@@ -89,8 +83,7 @@ def test_every_image_is_encoded_once_and_a_full_cache_forgets_the_oldest(policy,
     small = VisionCache(policy.model, policy.processor, images, max_bytes=2 * 16 * 128 * 4)  # two images
     small.get([0, 1, 2]), small.get([2]), small.get([1])
     assert small.bytes == 2 * 16 * 128 * 4 and small.patches_encoded == 3 * 64
-    again = small.get([0])[0].tokens
-    assert small.patches_encoded == 4 * 64 and torch.allclose(again, first[0], atol=1e-5)
+    assert torch.allclose(small.get([0])[0].tokens, first[0], atol=1e-5) and small.patches_encoded == 4 * 64
 
 
 def test_pictures_of_many_sizes_are_encoded_as_one_by_one(policy, images):
@@ -112,8 +105,7 @@ def test_features_that_overflow_half_precision_name_the_image(policy, images):
 
 
 def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, prompts):
-    rows = [(*prompts[0], "red crown."), (ASK[1], None, "a")]
-    inputs, labels = training_batch(policy.model, policy.processor, rows)
+    inputs, labels = training_batch(policy.model, policy.processor, [(*prompts[0], "red crown."), (ASK[1], None, "a")])
     tokenizer, image = policy.processor.tokenizer, policy.model.config.image_token_id
     assert (inputs["input_ids"] == image).sum(-1).tolist() == [len(prompts[0][1].tokens), 0] == [16, 0]
     assert [tokenizer.decode(row[row != IGNORE]) for row in labels] == ["red crown.<|im_end|>", "a<|im_end|>"]
@@ -135,8 +127,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(policy, prom
 
     assert greedy(load_base(policy.profile)) == greedy(policy)
     changed = trained(policy, 0.5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # peft warns with a path of this machine if it has to guess
+    with warnings.catch_warnings(action="error", category=UserWarning):  # peft's, with a path of this machine
         changed.save(tmp_path / "a")
     assert greedy(load_policy(policy.profile, tmp_path / "a")) == greedy(changed) != greedy(policy)
     with pytest.raises(FileNotFoundError, match="no adapter"):
@@ -154,7 +145,7 @@ def test_signs_of_the_model_are_refused_in_questions_and_answers(policy, sign):
 def test_an_adapter_is_whole_and_of_this_base_or_refused(policy, tmp_path):
     """Else the base would answer, under the adapter's name; without its weights PEFT asks the Hub or reads a pickle."""
     trained(policy, 0.5).save(tmp_path / "a")
-    config, weights = tmp_path / "a" / "adapter_config.json", tmp_path / "a" / "adapter_model.safetensors"
+    weights = tmp_path / "a" / "adapter_model.safetensors"
     with safe_open(weights, "pt") as file:
         tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
     names = sorted(tensors)
@@ -175,7 +166,6 @@ def test_an_adapter_is_whole_and_of_this_base_or_refused(policy, tmp_path):
     weights.rename(tmp_path / "a" / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
         load_policy(policy.profile, tmp_path / "a")
-    config.rename(tmp_path / "config.json.bak")
     with pytest.raises(FileNotFoundError, match="holds no config.json"):
         load_base(replace(policy.profile, model_id=str(tmp_path)))
 
@@ -183,8 +173,8 @@ def test_an_adapter_is_whole_and_of_this_base_or_refused(policy, tmp_path):
 @pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_dropout": 0.1}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, kind):
-    base = load_base(policy.profile)
-    get_peft_model(base.model, LoraConfig(r=4, target_modules=LORA_TARGETS, **kind)).save_pretrained(tmp_path)
+    config = LoraConfig(r=4, target_modules=LORA_TARGETS, **kind)
+    get_peft_model(load_base(policy.profile).model, config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not plain LoRA"):
         load_policy(policy.profile, tmp_path)
 
@@ -231,11 +221,9 @@ def test_decoding_computes_the_same_and_leaves_the_policy_alone(policy, dense, k
 
 @pytest.mark.parametrize("quantize", (True, False))
 def test_adapters_give_pefts_bits_and_gradients_in_fewer_passes(policy, quantize):
-    """Outputs and gradients are equal, not close; less is kept for the way back."""
     (ours, our_size), (pefts, their_size) = ours_and_pefts(trained(policy, quantize=quantize))
     assert len(ours) == 71 and all(torch.equal(a, b) for a, b in zip(ours, pefts, strict=True))
-    assert our_size <= their_size
-    assert all(g.abs().max() > 0 for g in ours)
+    assert our_size <= their_size and all(g.abs().max() > 0 for g in ours)
 
 
 def test_in_16_bits_adapters_compute_as_under_autocast(policy):
@@ -292,13 +280,11 @@ def test_a_rollout_that_stops_while_it_begins_leaves_the_policy_whole(policy, mo
 
 
 def test_greedy_rollout_is_what_generate_gives_side_by_side(policy, prompts, plain):
-    generated = policy.model.generate(
-        **plain, do_sample=False, max_new_tokens=60, bad_words_ids=[[i] for i in forbidden_ids(policy.model)]
-    )
+    how = {"do_sample": False, "suppress_tokens": forbidden_ids(policy.model)}
+    generated = policy.model.generate(**plain, **how, max_new_tokens=60)
     texts = policy.processor.batch_decode(generated[:, plain["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert rollout(policy, prompts, 1, None, temperature=0, max_new_tokens=60).texts == texts and len(set(texts)) > 1
-    three = rollout(policy, prompts, 3, None, temperature=0, max_new_tokens=60).texts
-    assert three == [t for t in texts for _ in range(3)]
+    one, three = (rollout(policy, prompts, n, None, temperature=0, max_new_tokens=60).texts for n in (1, 3))
+    assert one == texts and three == [t for t in texts for _ in range(3)] and len(set(texts)) > 1
 
 
 def test_the_same_seed_samples_the_same_and_nothing_follows_an_end_token(policy, prompts):
@@ -366,8 +352,7 @@ def test_the_nucleus_is_drawn_as_if_it_were_sorted(temperature, top_p):
     assert not found[expected == 0].any()
     expected /= expected.sum()
     some = expected > 0
-    chi2 = (20_000 * (found - expected)[some] ** 2 / expected[some]).sum()
-    freedom = int(some.sum()) - 1
+    chi2, freedom = (20_000 * (found - expected)[some] ** 2 / expected[some]).sum(), int(some.sum()) - 1
     assert abs(chi2 - freedom) < 4 * (2 * freedom) ** 0.5
 
 

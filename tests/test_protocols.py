@@ -1,6 +1,5 @@
 """Protocols: each rule is told from its neighbour by an answer that flips; similarity by hand; released questions."""
 
-
 import numpy as np
 import pytest
 
@@ -9,38 +8,28 @@ from finer1_lite.evaluate import protocols as P
 from finer1_lite.evaluate.answers import judge
 
 CAR, THOUGHT = "Audi S4 Sedan 2012", "<think> an Audi S4 Sedan 2012 or an Audi A5"
+OPEN, CLOSED = ["open, inclusion"], ["closed, official order", "closed, shuffled"]
 
-
-def scored(protocol, text, label, domain="car"):
-    made = P.scores(protocol, [judge(0, label, True, text)], domain)
-    return {rule: float(column[0]) for rule, column in made.items()}
-
-
-@pytest.mark.parametrize("text, label, right", [
-    (f"{THOUGHT} </think> <answer> {CAR} </answer>", CAR, "1111"),
-    (THOUGHT, CAR, "1000"),  # the chain broke off: only the fall-back finds a candidate
-    (f"{THOUGHT} </think> {CAR}", CAR, "1000"),
-    ("<answer> Audi S4 Sedan 2007 </answer>", CAR, "1100"),  # another car of the same key
-    ("<answer> it is an Audi S4 Sedan 2012. </answer>", CAR, "1110"),
-    (f"{THOUGHT} </think> <answer> Audi A5 Coupe 2012 </answer>", CAR, "0000"),  # an answer hides its thoughts
-    ("<answer> BMW X5 </answer> or <answer> Audi S4 Sedan 2012 </answer>", CAR, "1100"),  # the last </answer> counts
-    ("<answer></answer> audi s4", CAR, "1000"),  # an empty answer is none
+@pytest.mark.parametrize("protocols, text, label, right", [
+    (OPEN, f"{THOUGHT} </think> <answer> {CAR} </answer>", CAR, "1111"),
+    (OPEN, THOUGHT, CAR, "1000"),  # the chain broke off: only the fall-back finds a candidate
+    (OPEN, f"{THOUGHT} </think> {CAR}", CAR, "1000"),
+    (OPEN, "<answer> Audi S4 Sedan 2007 </answer>", CAR, "1100"),  # another car of the same key
+    (OPEN, "<answer> it is an Audi S4 Sedan 2012. </answer>", CAR, "1110"),
+    (OPEN, f"{THOUGHT} </think> <answer> Audi A5 Coupe 2012 </answer>", CAR, "0000"),  # an answer hides its thoughts
+    (OPEN, "<answer> BMW X5 </answer> or <answer> Audi S4 Sedan 2012 </answer>", CAR, "1100"),  # the last one counts
+    (OPEN, "<answer></answer> audi s4", CAR, "1000"),  # an empty answer is none
+    (CLOSED, "<think> a Boxer </think> <answer> boxer </answer>", "Boxer", "111"),
+    (CLOSED, "<think> a Boxer or a Pug", "Boxer", "010"),
+    (CLOSED, "<answer> American Bull Terrier </answer>", "Bull Terrier", "110"),  # a wrong option contains the label
+    (CLOSED, "<answer> Boxer or Pug </answer>", "Boxer", "110"),
+    (CLOSED, "<answer> Maine_Coon </answer>", "Maine Coon", "111"),
+    (CLOSED, "<think> a Boxer </think> <answer> Pug </answer>", "Boxer", "000"),
 ])  # fmt: skip
-def test_open_world_rules_differ_where_they_should(text, label, right):
-    assert "".join(str(int(x)) for x in scored("open, inclusion", text, label).values()) == right
-
-
-@pytest.mark.parametrize("text, label, right", [
-    ("<think> a Boxer </think> <answer> boxer </answer>", "Boxer", "111"),
-    ("<think> a Boxer or a Pug", "Boxer", "010"),
-    ("<answer> American Bull Terrier </answer>", "Bull Terrier", "110"),  # a wrong option that contains the label
-    ("<answer> Boxer or Pug </answer>", "Boxer", "110"),
-    ("<answer> Maine_Coon </answer>", "Maine Coon", "111"),
-    ("<think> a Boxer </think> <answer> Pug </answer>", "Boxer", "000"),
-])  # fmt: skip
-@pytest.mark.parametrize("protocol", ["closed, official order", "closed, shuffled"])
-def test_closed_world_rules_differ_where_they_should(protocol, text, label, right):
-    assert "".join(str(int(x)) for x in scored(protocol, text, label).values()) == right
+def test_rules_differ_where_they_should(protocols, text, label, right):
+    for protocol in protocols:
+        scores = P.scores(protocol, [judge(0, label, True, text)], "car")
+        assert "".join(str(int(column[0])) for column in scores.values()) == right
 
 
 def test_keys_of_cars_collide():
@@ -52,33 +41,28 @@ def test_keys_of_cars_collide():
         P.inclusion_key("Fiat 500", "car")
 
 
-ANGLES = {"object": 90, "bird": 60, "Wren": 0, "a wren": 20, "a bird": 60, "Tit": 80, "Bird": 60}
+# A toy encoder: each text has an angle in the plane.
+ANGLES = {"object": 90, "bird": 60, "Wren": 0, "a wren": 20, "a bird": 60, "Tit": 80, "Bird": 60, "<think> a wren": 30}
 
 
 def encode(texts):
-    """Toy encoder: each text has an angle in the plane."""
     turn = np.deg2rad([ANGLES.get(text, 180) for text in texts])
     return np.stack([np.cos(turn), np.sin(turn)], 1)
 
 
 def test_similarity_by_hand():
-    said = ["Wren", "a wren", "a bird", "Tit", "", "nonsense"]
-    found = P.relative_similarity(said, ["Wren"] * 6, "bird", encode)
+    found = P.relative_similarity(["Wren", "a wren", "a bird", "Tit", "", "x"], ["Wren"] * 6, "bird", encode)
     # cos(60) = 0.5 is the super-category's; cos(20) = 0.9397: (0.9397 - 0.5) / 0.5 = 0.8794; farther than it: 0
     assert found == pytest.approx([1, 0.8794, 0, 0, 0, 0], abs=1e-4)
     assert P.relative_similarity(["a wren"], ["Wren"], "object", encode) == pytest.approx([np.cos(np.pi / 9)])
-
-
-def test_a_label_that_means_the_super_category_has_no_room():
+    # A label that means the super-category itself leaves no room.
     assert list(P.relative_similarity(["a bird", "Wren"], ["Bird", "Bird"], "bird", encode)) == [1, 0]
     with pytest.raises(ValueError, match="unit rows"):
         P.relative_similarity(["Wren"], ["Tit"], "bird", lambda texts: 2 * encode(texts))
 
 
 def test_released_similarity_falls_back_and_knows_no_dogs():
-    texts = ["<answer> a wren </answer>", "a wren", "<think> a wren"]
-    ANGLES["<think> a wren"] = 30
-    labels = ["Wren"] * 3
+    texts, labels = ["<answer> a wren </answer>", "a wren", "<think> a wren"], ["Wren"] * 3
     assert P.released_similarity(texts, labels, "bird", encode) == pytest.approx([0.8794, 0.8794, 0.7321], abs=1e-4)
     assert P.answered_similarity(texts, labels, "bird", encode) == pytest.approx([0.8794, 0, 0], abs=1e-4)
     asked = []
@@ -101,15 +85,12 @@ def test_the_frame_has_every_rule_with_its_reason():
     assert frame.why.map(len).min() > 20
 
 
-def first_is_right(questions):
-    return np.mean([row["options"][0] == row["ground_truth"] for row in questions.rows])
-
-
 def test_options_are_shuffled_and_asked_in_their_order():
     row = {"image_path": "a.jpg", "question": "Who?", "options": list("abcd"), "ground_truth": "a"}
     official = ClosedWorld([row] * 200, [])
     mixed = P.shuffled(official, 0)
-    assert official.rows[0]["options"] == list("abcd") and 0.15 < first_is_right(mixed) < 0.35
+    first_is_right = np.mean([r["options"][0] == "a" for r in mixed.rows])
+    assert official.rows[0]["options"] == list("abcd") and 0.15 < first_is_right < 0.35
     assert all(sorted(r["options"]) == list("abcd") and r["ground_truth"] == "a" for r in mixed.rows)
     assert P.shuffled(official, 0) == mixed != P.shuffled(official, 1)
     prompts = P.closed_prompts(mixed)

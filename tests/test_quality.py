@@ -33,11 +33,6 @@ def test_similarity_of_templates_and_of_free_texts():
     assert math.isnan(Q.similarity(["alone"])[0])
 
 
-def test_coverage_counts_candidates_not_other_names():
-    covered = [GOOD, POOR, Chain("x", ["a tarn", "b tarn"], "a tarn: fits. z tarn: blue.", "a tarn")]
-    assert list(Q.chain_frame([Q.Row(chain, "a tarn", "a tarn") for chain in covered]).coverage) == [1, 0.25, 0.5]
-
-
 def test_frame_and_table_by_hand():
     rows = [Q.Row(GOOD, "A tarn", "a tarn"), Q.Row(None, "a tarn", ""), Q.Row(POOR, "a tarn", "marl")]
     truth = [["red crown", "green back"], [], ["red crown"]]
@@ -50,6 +45,8 @@ def test_frame_and_table_by_hand():
     }  # fmt: skip
     assert {m: (table.value[m], table.n[m]) for m in expected} == {m: pytest.approx(v) for m, v in expected.items()}
     assert set(expected) == set(table.index) and "true_attributes" not in Q.chain_frame(rows)
+    covered = [GOOD, POOR, Chain("x", ["a tarn", "b tarn"], "a tarn: fits. z tarn: blue.", "a tarn")]
+    assert list(Q.chain_frame([Q.Row(chain, "a tarn", "a tarn") for chain in covered]).coverage) == [1, 0.25, 0.5]
     unread = Q.quality_table([Q.Row(None, "a tarn", "")]).set_index("metric")
     assert unread.value["readable"] == 0 and unread.n["similar_analyses"] == 0
 

@@ -53,7 +53,6 @@ def test_a_row_of_results(profile, trl):
 
 @pytest.mark.slow
 def test_rows_of_counted_memory(profile, tmp_path):
-    """Each phase counts the model, in 16 bits, and more."""
     small = replace(profile, dtype="bfloat16", sft=replace(profile.sft, micro_batch=1))  # slow without 16-bit units
     real_memory.measure(small, 12, chain=10, path=tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("phase")["counted_gib"] * 2**30

@@ -52,11 +52,9 @@ def test_what_was_decided_is_there_again(review, path):
         assert states(r) == ["accept", "reject", "edit", UNDECIDED, UNDECIDED]
         assert r.progress() == {"accept": 1, "edit": 1, "reject": 1, UNDECIDED: 2}
         assert "größerer Schnabel, 喙." in r.completion(2)
-    ids = [row_id(row) for row in make_rows()]
-    assert [(e["row"], e["reviewer"], e["decision"]) for e in lines(path)] == [
-        (ids[0], "ada", "accept"), (ids[1], "ada", "reject"), (ids[2], "ada", "edit"),
-    ]  # fmt: skip
-    assert [e["text"] is None for e in lines(path)] == [True, True, False]
+    told = [(e["row"], e["reviewer"], e["decision"], e["text"] is None) for e in lines(path)]
+    made = zip(make_rows(), ("accept", "reject", "edit"), (True, True, False))
+    assert told == [(row_id(row), "ada", decision, plain) for row, decision, plain in made]
 
 
 def test_undo_makes_the_row_of_the_last_decision_undecided(review, path):
@@ -79,23 +77,20 @@ def test_two_people_or_two_kernels_on_one_file(review, path):
     assert review.undo() == 0  # it reads what the other kernel took back
 
 
-def _decide_until_killed(path):
-    review = Review(make_rows(), path, "ada")
-    review.decide(0, "accept")
-    review.decide(1, "reject")
-    os.kill(os.getpid(), 9)
+def test_a_kill_loses_nothing_and_half_a_line_is_dropped(review, path):
+    def decide_until_killed():
+        review.decide(0, "accept")
+        review.decide(1, "reject")
+        os.kill(os.getpid(), 9)
 
-
-def test_a_kill_loses_nothing_and_half_a_line_is_dropped(path):
-    child = multiprocessing.get_context("fork").Process(target=_decide_until_killed, args=(path,))
+    child = multiprocessing.get_context("fork").Process(target=decide_until_killed)
     child.start()
     child.join(60)
     whole = path.read_bytes()
-    half = whole.splitlines(keepends=True)[0][:-20]
-    path.write_bytes(whole + half)
-    review = Review(make_rows(), path, "ada")
-    assert states(review)[:3] == ["accept", "reject", UNDECIDED]
-    review.decide(2, "accept")
+    path.write_bytes(whole + whole.splitlines()[0][:-20])
+    again = Review(make_rows(), path, "ada")
+    assert states(again)[:3] == ["accept", "reject", UNDECIDED]
+    again.decide(2, "accept")
     assert path.read_bytes().startswith(whole) and len(lines(path)) == 3
     path.write_bytes(whole + b'{"row": "a"}\n')
     with pytest.raises(ValueError, match="ada.jsonl, line 3"):
@@ -138,14 +133,11 @@ def test_accepted_rows_are_what_is_trained_on(review, tmp_path):
 
 
 def decided(path, name, what):
-    """A review: a letter for each row, a, r, or else an edit that sees just that; "-" for none."""
+    """A review: a letter for each row, a(ccept), r(eject), or else an edit that sees just that; "-" for none, last."""
     rows = [chat_row(i, "tarn", "Which bird?", completion("tarn"), f"{i}.png") for i in range(10)]
-    review = Review(rows, path, name)
-    for index, letter in enumerate(what):
-        if letter in "ar":
-            review.decide(index, {"a": "accept", "r": "reject"}[letter])
-        elif letter != "-":
-            review.decide(index, "edit", completion("tarn", f"{letter}."))
+    review, plain = Review(rows, path, name), {"a": ("accept",), "r": ("reject",)}
+    for index, letter in enumerate(what.rstrip("-")):
+        review.decide(index, *plain.get(letter, ("edit", completion("tarn", f"{letter}."))))
     return review
 
 
@@ -209,8 +201,8 @@ def test_the_filter(desk):
     click(desk, "Reject", "Reject")
     desk.filter.value = UNDECIDED
     assert desk.at == 0
-    click(desk, "Next", "Next", "Next")
-    assert desk.at == 0  # round the end
+    click(desk, "Next", "Next", "Next")  # round the end
+    assert desk.at == 0
     desk.filter.value = "accept"
     assert desk.at is None and desk.buttons["Accept"].disabled and desk.editor.value == ""
     desk.filter.value = "reject"

@@ -33,8 +33,6 @@ RESULTS = pd.DataFrame(
      ("tapo", "seen", "open", "words", 55.0, 576, 0), ("dapo", "seen", "open", "accuracy", 0.1234, 576, 0)],
     columns=COLUMNS,
 )  # fmt: skip
-
-
 RUNS = (  # what trained it, which no profile need say
     {"stage": "SFT", "steps": 96, "seed": 0, "lr": 0.002, "end": "a"},
     {"stage": "RL", "steps": 40, "seed": 0, "lr": 0.0006, "kl_form": "released", "reward": "my_reward", "end": "b"},
@@ -43,8 +41,7 @@ RUNS = (  # what trained it, which no profile need say
 
 @pytest.fixture(scope="module")
 def policy():
-    made = load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False)
-    return replace(made, runs=RUNS)
+    return replace(load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False), runs=RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +61,8 @@ def shared(policy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(policy, shared, tmp_path_factory):
-    card = model_card(policy, "tapo", "96 birds", merged=True)
-    return merge_16bit(policy.profile, shared, tmp_path_factory.mktemp("hub") / "merged", card)
+    folder, card = tmp_path_factory.mktemp("hub") / "merged", model_card(policy, "tapo", "96 birds", merged=True)
+    return merge_16bit(policy.profile, shared, folder, card)
 
 
 def answers(texts):
@@ -93,9 +90,9 @@ def test_the_card_is_filled_from_the_run(policy, shared):
 
 
 def test_no_file_tells_where_it_was_made(shared, merged):
-    files = [*shared.iterdir(), *merged.iterdir()]
-    for here in (ASSETS.parents[2], Path.home(), shared.parent, merged.parent):
-        assert not [file.name for file in files if str(here).encode() in file.read_bytes()]
+    for file in (*shared.iterdir(), *merged.iterdir()):
+        for here in (ASSETS.parents[2], Path.home(), shared.parent, merged.parent):
+            assert str(here).encode() not in file.read_bytes(), file.name
 
 
 @pytest.mark.parametrize("merged, library, relation", [(0, "peft", "adapter"), (1, "transformers", "finetune")])
@@ -110,8 +107,8 @@ def test_the_card_of_the_3b_names_base_and_licence(merged, library, relation):
 
 
 def test_the_card_of_another_base_claims_nothing():
-    profile = replace(PROFILES["l4"], model_id="some/Other")
-    card = ModelCard(model_card(Policy(None, None, profile), "sft_answers", "birds"))
+    other = Policy(None, None, replace(PROFILES["l4"], model_id="some/Other"))
+    card = ModelCard(model_card(other, "sft_answers", "birds"))
     assert card.data.license == "unknown" and card.data.base_model == "some/Other"
     assert "<think>" not in card.text  # answers alone were trained, so no chain is asked for
 
@@ -175,8 +172,7 @@ def test_merged_weights_are_the_unpacked_base_plus_adapter(merged, shared):
 
 
 def test_the_profile_s_pixels_are_saved_with_the_processor(policy, shared, birds, tmp_path):
-    small = replace(policy.profile, max_pixels=56 * 56)
-    merge_16bit(small, shared, tmp_path, "card")
+    merge_16bit(replace(policy.profile, max_pixels=56 * 56), shared, tmp_path, "card")
     for folder, patches in ((tmp_path, 4 * 4), (shared, 8 * 8)):
         images = AutoProcessor.from_pretrained(folder).image_processor(birds[:1], return_tensors="pt")
         assert len(images["pixel_values"]) == patches

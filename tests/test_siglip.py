@@ -22,8 +22,7 @@ def siglip():
 
 def test_it_names_new_pictures_of_evaluated_species(siglip):
     species, names = evaluation_species()[::4], [s.name for s in all_species()]
-    images = siglip.images([draw(s, FIRST["val"] + 900) for s in species])
-    scores = images @ siglip.classes(names).T
+    scores = siglip.images([draw(s, FIRST["val"] + 900) for s in species]) @ siglip.classes(names).T
     alike = [[s.name, *(x.name for x in look_alikes(s.name))] for s in species]
     closed = np.mean([a == s.name for a, s in zip(choose(scores, names, alike), species)])
     assert np.mean([a == s.name for a, s in zip(choose(scores, names), species)]) > 0.3  # chance: 0.005

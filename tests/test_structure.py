@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ LAYERS = (
 FLOOR = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}
 INSIDE_A_LAYER = {("sft", "loop"), ("tapo", "loop"), ("share", "use"), ("birds", "plots")}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEART = ("losses.py", "logprobs.py", "samplers.py", "rewards.py", "prompts.py")
+HEART = {"losses": {"torch"}, "logprobs": {"torch"}, "samplers": {"numpy"}, "rewards": set(), "prompts": set()}
 
 
 def lines(paths) -> int:
@@ -57,6 +58,12 @@ def test_arrows_go_one_way(path):
     assert not any(name.split(".")[0] in ("studies", "tests") for name in imports(path))
 
 
+@pytest.mark.parametrize("name, libraries", HEART.items())
+def test_the_heart_stands_alone(name, libraries):
+    imported = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+    assert imported - sys.stdlib_module_names - {"finer1_lite"} == libraries
+
+
 def test_chapters_need_no_study():
     for chapter in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(chapter.read_text())["cells"]
@@ -68,7 +75,7 @@ def test_sizes():
     sizes = {path: lines([path]) for path in FILES}
     assert max(sizes.values()) <= 300, max(sizes, key=sizes.get)
     whole = sum(sizes.values())
-    assert whole <= 6250 and lines(PACKAGE / name for name in HEART) <= 800
+    assert whole <= 6500 and lines(PACKAGE / f"{name}.py" for name in HEART) <= 800
     folders = {folder: lines(folder.rglob("*.py")) for folder in PACKAGE.iterdir() if folder.is_dir()}
     assert max(folders.values()) < whole / 5, max(folders, key=folders.get)
     studies = sorted((ROOT / "studies").glob("*.py"))

@@ -24,9 +24,8 @@ from finer1_lite.sft import SFT, epochs_of, train_sft
 from finer1_lite.tapo import Rows, Tapo, rehearse
 
 PROFILE = get_profile("cpu")
-SMALL = replace(
-    PROFILE.tapo, steps=2, questions=2, num_anchor=3, num_positive=3, max_rounds=2, micro_batch=6, temperature=2.0
-)
+FEW = {"steps": 2, "questions": 2, "num_anchor": 3, "num_positive": 3, "max_rounds": 2, "micro_batch": 6}
+SMALL = replace(PROFILE.tapo, **FEW, temperature=2.0)
 ANCHOR_ONLY = replace(SMALL, num_anchor=6, num_positive=0)
 
 
@@ -71,13 +70,10 @@ def test_sft_gradients_do_not_depend_on_the_cut_into_micro_batches(rows):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-def test_epochs_use_every_row_once():
+def test_an_epoch_uses_every_row_once_and_needs_one():
     batches = list(epochs_of(10, 4, 3, seed=1))
     assert [len(b) for b in batches] == [4, 4, 2] * 3
     assert sorted(sum(batches[:3], [])) == list(range(10)) and batches[:3] != batches[3:6]
-
-
-def test_sft_without_rows_says_so():
     with pytest.raises(ValueError, match="no rows"):
         train_sft(None, [], PROFILE.sft, 0)
 
@@ -87,19 +83,19 @@ def test_a_run_that_is_done_is_not_trained_again_and_its_log_is_a_csv_file(cache
     config, policies = replace(PROFILE.sft, epochs=1, batch_size=2), [load_policy(PROFILE) for _ in range(2)]
     checkpoints = Checkpoints(tmp_path / "sft", every=50)
     ran, again = (train_sft(p, rows[:4], config, 0, tmp_path / "log.csv", None, checkpoints) for p in policies)
-    assert len(ran) == 2 and ran == again == pd.read_csv(tmp_path / "log.csv").to_dict("records")
-    assert all(torch.equal(a, b) for a, b in zip(*(p.trainable() for p in policies)))
+    done = [(policies, ran, again, pd.read_csv(tmp_path / "log.csv"))]
     loops, checkpoints = [loop(cache, data, TAPO) for _ in range(2)], Checkpoints(tmp_path / "tapo", every=50)
     ran, again = (rl.train(tmp_path / "log.csv", checkpoints=checkpoints) for rl in loops)
-    assert len(ran) == 2 and ran == again == pd.read_csv(tmp_path / "log.csv").to_dict("records")
-    assert all(torch.equal(a, b) for a, b in zip(*(rl.policy.trainable() for rl in loops)))
+    done.append(([rl.policy for rl in loops], ran, again, pd.read_csv(tmp_path / "log.csv")))
+    for policies, ran, again, log in done:
+        assert len(ran) == 2 and ran == again == log.to_dict("records")
+        assert all(torch.equal(a, b) for a, b in zip(*(p.trainable() for p in policies)))
 
 
 @pytest.mark.parametrize("loss", [TAPO, DAPO, LossConfig(update_image="own", old_image="own", negative_grad=False)])
 def test_rl_moves_every_adapter_weight(cache, data, loss):
     rl = loop(cache, data, loss, ANCHOR_ONLY if loss is DAPO else SMALL)
-    before = [p.detach().clone() for p in rl.policy.trainable()]
-    history = rl.train()
+    before, history = [p.detach().clone() for p in rl.policy.trainable()], rl.train()
     assert len(history) == 2 and all(row["groups_kept"] for row in history)
     # The first step moves only B (A's gradient is B times something, and B starts at 0); the second moves both.
     assert not any(torch.equal(a, b) for a, b in zip(before, rl.policy.trainable()))
@@ -122,8 +118,7 @@ def test_groups_pool_anchor_and_positive(cache, data):
 def test_groups_without_a_signal_are_dropped_and_others_drawn(cache, data):
     dull = set(sorted(set(data["label"]))[::2])  # names whose answers are all right
     reward = lambda text, label: half_right("" if label in dull else text, label)  # noqa: E731
-    rl = loop(cache, data, TAPO, replace(SMALL, max_rounds=20), reward=reward)
-    groups, facts = rl.collect()
+    groups, facts = loop(cache, data, TAPO, replace(SMALL, max_rounds=20), reward=reward).collect()
     assert len(groups) == facts["groups_kept"] == 2 < facts["groups_drawn"]
     assert all(0 < g.accuracies.sum() < 6 and g.label not in dull for g in groups)
 
@@ -146,18 +141,14 @@ def test_at_step_one_the_ratio_is_one_and_the_loss_is_minus_the_mean_advantage(c
 
 
 def test_update_does_not_depend_on_the_cut_into_micro_batches(cache, data):
-    moved = []
-    for size in (6, 12):
-        rl = loop(cache, data, TAPO, replace(SMALL, micro_batch=size))
-        groups, _ = rl.collect()
-        metrics = rl.update(groups)
-        moved.append((metrics["loss"], metrics["grad_norm"]))
-    assert moved[0] == pytest.approx(moved[1], rel=1e-4)
+    loops = [loop(cache, data, TAPO, replace(SMALL, micro_batch=size)) for size in (6, 12)]
+    one, other = (rl.update(rl.collect()[0]) for rl in loops)
+    for figure in ("loss", "grad_norm"):
+        assert one[figure] == pytest.approx(other[figure], rel=1e-4)
 
 
 def test_a_reward_needs_no_format_and_no_decimals(cache, data):
-    reward = lambda text, label: {"overall": len(text) % 2, "accuracy": len(text) % 2}  # noqa: E731
-    own = loop(cache, data, DAPO, reward=reward)
+    own = loop(cache, data, DAPO, reward=lambda text, label: dict.fromkeys(("overall", "accuracy"), len(text) % 2))
     groups, facts = own.collect()
     assert facts["groups_kept"] and math.isnan(facts["format"]) and math.isfinite(own.update(groups)["loss"])
 
@@ -197,31 +188,26 @@ def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data)
 
 def test_in_fp16_gradients_are_scaled_and_a_process_that_has_scaled_nothing_yet_takes_its_step():
     weight = torch.nn.Parameter(torch.ones(3))
+    profile, device = SimpleNamespace(dtype="float16"), torch.device("cpu")
     policy = SimpleNamespace(
-        trainable=lambda: [weight], device=torch.device("cpu"), profile=SimpleNamespace(dtype="float16"),
-        model=torch.nn.Module(), runs=(),
-    )  # fmt: skip
-    rl = Loop(policy, TapoConfig(lr=0.1, weight_decay=0.0), 1.0, 0)
-    rl.backward(weight.sum() * 2.0**-26)  # would be rounded to 0 in fp16
+        trainable=lambda: [weight], device=device, profile=profile, model=torch.nn.Module(), runs=()
+    )
+    first, other = (Loop(policy, TapoConfig(lr=0.1, weight_decay=0.0), 1.0, 0) for _ in range(2))
+    first.backward(weight.sum() * 2.0**-26)  # would be rounded to 0 in fp16
     assert weight.grad.half().tolist() == [FP16_SCALE * 2.0**-26] * 3
-    rl = Loop(policy, TapoConfig(lr=0.1, weight_decay=0.0), 1.0, 0)
     weight.grad = torch.full((3,), FP16_SCALE)  # the other processes' sum, each 1
-    assert rl.step(0.0)["grad_norm"] == pytest.approx(3**0.5)
+    assert other.step(0.0)["grad_norm"] == pytest.approx(3**0.5)
     assert torch.allclose(weight, torch.tensor(0.9))
 
 
-@pytest.mark.parametrize("error, full", [
-    (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-    (RuntimeError("CUDA error: out of memory"), True), (RuntimeError("shape mismatch"), False),
-])  # fmt: skip
-def test_full_memory_is_known_by_all_its_names(error, full):
-    assert out_of_memory(error) is full
+def test_full_memory_is_known_by_all_its_names():
+    said = map(RuntimeError, ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert all(out_of_memory(error) for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), *said))
+    assert not out_of_memory(RuntimeError("shape mismatch"))
 
 
 def test_a_rehearsal_is_a_step_at_full_length_and_leaves_everything_as_it_was(cache, data, monkeypatch, capsys):
-    config = replace(SMALL, steps=2)
-    straight, rl = (loop(cache, data, TAPO, config, max_new_tokens=24) for _ in range(2))
+    straight, rl = (loop(cache, data, TAPO, max_new_tokens=24) for _ in range(2))
     update, seen = rl.update, []
     monkeypatch.setattr(rl, "update", lambda groups: seen.append((groups, update(groups))) or seen[-1][1])
     for steps in (0, 1):  # before the first step, when the optimizer knows nothing, and after it
