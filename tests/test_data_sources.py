@@ -59,7 +59,8 @@ def test_two_names_that_become_one_are_named():
                            (["__"], "'__' has no letter or digit once cleaned")]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             clean_names(names)
-    assert set(clean_names([unicodedata.normalize("NFD", "Éider"), "Éider"]).values()) == {"Éider"}  # two systems' spelling
+    two_systems = [unicodedata.normalize("NFD", "Éider"), "Éider"]
+    assert set(clean_names(two_systems).values()) == {"Éider"}
 
 
 def test_folder_of_classes(tmp_path):
