@@ -221,6 +221,16 @@ def test_an_answer_is_bounded_in_time_and_size(teacher, monkeypatch):
         assert time.time() - start < 3
 
 
+def test_a_full_disk_is_told_as_such(teacher, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    endpoint = teacher("fine")
+    monkeypatch.setattr(endpoint.store, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        endpoint([(0, "a"), (0, "b")])
+
+
 def test_ctrl_c_comes_back_at_once(teacher):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()

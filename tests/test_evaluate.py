@@ -35,6 +35,12 @@ def test_only_the_answer_is_judged(text, correct, strict):
     assert (made.correct, made.strict, made.index) == (correct, strict, 3)
 
 
+def test_a_label_without_a_letter_is_in_no_answer_and_is_not_asked_about():
+    assert not judge(0, "...", True, "<answer> Wren </answer>").correct
+    with pytest.raises(ValueError, match="'...' is not a class name"):
+        ask(None, None, {"label": ["..."], "seen": [True]}, ["?"])
+
+
 def test_rows_hold_each_split_apart():
     made = [judge(i, "a", i < 3, "<answer> a </answer>" if i in (0, 3) else "<answer> b c </answer>") for i in range(5)]
     rows = result_rows(made, "tapo", "open", 7)

@@ -200,6 +200,13 @@ def test_classes_without_images_are_passed_over():
     sampler(nearest={}, negative="random").next(10)  # needs no ranking
 
 
+@pytest.mark.parametrize("name", ["", " ", "...", "🐦", None])
+def test_a_name_without_a_letter_or_digit_is_refused(name):
+    """Answers are compared by letters and digits: each would hold it."""
+    with pytest.raises(ValueError, match="labels must be strings with a letter or digit"):
+        S.check_names(["wren", name])
+
+
 @pytest.mark.parametrize("options, message", [
     ({"negative": "hard"}, "negative is 'hard'"), ({"negative": "online"}, "with confusion"),
     ({"hardness": 1.5}, "hardness"), ({"hardness": (0.0, 1.0)}, "curriculum_triplets"),

@@ -140,11 +140,13 @@ class Endpoint:
                     tasks = [group.create_task(one(*row)) for row in missing]
                     for task in tqdm(asyncio.as_completed(tasks), total=len(tasks), desc=self.model):
                         await task
-            except* EndpointError as failed:
-                trouble = str(failed.exceptions[0])
+            except ExceptionGroup as failed:
+                error = failed.exceptions[0]
             else:
                 return
-        raise EndpointError(f"{trouble} ({len(self.store.rows)} answers are safe in {self.store.path})")
+        if isinstance(error, EndpointError):
+            error = EndpointError(f"{error} ({len(self.store.rows)} answers are safe in {self.store.path})")
+        raise error  # bare: a group of errors would hide what it is about
 
     def _keep(self, key: str, prompt: str, body: dict) -> None:
         choice = (body.get("choices") or [{}])[0]
