@@ -5,6 +5,7 @@ Departures from the paper: LoRA, and so higher learning rates; on the CPU also f
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .losses import TAPO, LossConfig
+from .rewards import ending_reward, released_reward
 
 ASSETS = Path(__file__).parent / "birds" / "assets"
 CHAPTERS = {"chains.jsonl": 1, "sft_answers": 2, "cot_sft": 2, "dapo": 4, "tapo": 4}  # what makes them; else 7
@@ -72,6 +74,7 @@ class Profile:
     tapo: TapoConfig = TapoConfig()
     dapo_lr: float = 2e-5
     loss: LossConfig = TAPO
+    reward: Callable[[str, str], dict[str, float]] = released_reward
 
     @property
     def run_dir(self) -> Path:
@@ -87,6 +90,7 @@ _CPU = Profile(
     max_new_tokens=112, rollout_batch=192, eval_batch=256, dense_rollout=True,
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4, loss=RELEASED_SWITCHES,
+    reward=ending_reward,
 )  # fmt: skip
 # Half of the released chains have more than about 770 tokens; the released 20 rounds would take half an hour a step.
 _L4 = Profile(
