@@ -7,16 +7,16 @@ accuracy asks that the lower-cased label be contained in the first answer. One d
 space too, else a class "Audi A4 / S4" could never be right.
 
 Two reward hacks are known. Containment pays for "Finch A or Finch B": `strict_accuracy` and `guarded_reward` close
-that. The released format pays for an answer that goes on after its end, so that a policy may learn never to stop: all
+that, for any spelling of a name (`reading`). The released format pays for an answer that goes on after its end, so that a policy may learn never to stop: all
 rewards here but `released_reward` ask for `strict_format`. Your own reward is a function (completion, label) -> dict
 with "overall" (what the advantage is made of), "accuracy" (0 or 1, what the group filter counts) and, only for the
 log, "format".
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+
+from .reading import holds_name, normalise, spelling, tagged_answer
 
 ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1
 
@@ -90,28 +90,17 @@ def bare_reward(completion: str, label: str) -> dict[str, float]:
     return {"overall": accuracy, "format": form, "accuracy": accuracy}
 
 
-@lru_cache(maxsize=100_000)
-def normalise(text: str) -> str:
-    """Lower case, one Unicode form, runs of anything but letters, digits and marks as one space."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded)
-    return " ".join(words.split())
-
-
 def strict_accuracy(completion: str, label: str) -> float:
-    """1.0 if the first answer *is* the label after `normalise`, else 0.0."""
-    answer = extract_answer(completion)
-    return float(answer is not None and normalise(answer) == normalise(label) != "")
+    """1.0 if the answer *is* the label after `normalise`, else 0.0."""
+    return float(normalise(tagged_answer(completion)) == normalise(label) != "")
 
 
 def loose_reward(completion: str, label: str) -> dict[str, float]:
-    """`ending_reward`, but case, hyphens and other punctuation of a name do not count, as in the evaluation.
+    """`ending_reward`, but the name may be spelt otherwise (`reading.holds_name`), as in the evaluation.
 
-    For names out of folders: a model writes "Black-footed Albatross" where CUB has "Black footed Albatross".
+    For names out of folders: a model writes "Brandt's Cormorant" where CUB has "Brandt Cormorant".
     """
-    name = normalise(label)
-    contained = name != "" and name in normalise(extract_answer(completion) or "")
-    return _scores(float(contained), strict_format(completion))
+    return _scores(float(holds_name(tagged_answer(completion), label)), strict_format(completion))
 
 
 def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:
@@ -120,9 +109,10 @@ def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:
     >>> names_in("an American Goldfinch or a wren", ["Goldfinch", "American Goldfinch", "Wren", "House Wren"])
     ['American Goldfinch', 'Wren']
     """
-    rest, found = f" {normalise(answer)} ", []
-    for label in sorted(set(all_labels), key=lambda name: (-len(normalise(name)), name)):
-        phrase = f" {normalise(label)} "
+    words = {label: " ".join(spelling(label)) for label in all_labels}
+    rest, found = f" {' '.join(spelling(answer))} ", []
+    for label in sorted(words, key=lambda name: (-len(words[name]), name)):
+        phrase = f" {words[label]} "
         if phrase.strip() and phrase in rest:
             found.append(label)
             rest = rest.replace(phrase, " | ")
@@ -130,13 +120,13 @@ def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:
 
 
 def guarded_reward(completion: str, label: str, all_labels: Iterable[str]) -> dict[str, float]:
-    """`ending_reward`, but an answer that names any other class is wrong.
+    """`loose_reward`, but an answer that names any other class is wrong.
 
     That covers "A or B", and "House Wren" for "Wren". Only full names are seen: "American or European Tit" passes.
     """
-    scores = ending_reward(completion, label)
-    named = names_in(extract_answer(completion) or "", {label, *all_labels})
-    others = [name for name in named if normalise(name) != normalise(label)]
+    scores = loose_reward(completion, label)
+    named = names_in(tagged_answer(completion), {label, *all_labels})
+    others = [name for name in named if spelling(name) != spelling(label)]
     return _scores(0.0, scores["format"]) if others else scores
 
 
@@ -147,7 +137,7 @@ def look_alike_reward(completion: str, label: str, family_of: Mapping[str, str],
     counts what the paper's counts; only "overall" gets 0.9 * credit. "look_alike" says which answers got it.
     """
     scores = guarded_reward(completion, label, family_of)
-    named = names_in(extract_answer(completion) or "", family_of)
+    named = names_in(tagged_answer(completion), family_of)
     close = not scores["accuracy"] and len(named) == 1 and named[0] != label
     look_alike = float(close and family_of[named[0]] == family_of[label])
     overall = _scores(max(scores["accuracy"], credit * look_alike), scores["format"])["overall"]

@@ -1,6 +1,5 @@
 """Use a trained policy: name every picture of a folder, batch by batch, or watch one greedy answer being written."""
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from threading import Event
 from PIL import Image
 from transformers import TextIteratorStreamer
 
+from . import reading
 from .images import SUFFIXES, as_rgb, read_image
 from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids
 from .policy.load import Policy
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
-from .rewards import extract_answer
 
 PROMPT, BARE_PROMPT = instructed(QUESTIONS[0]), instructed(QUESTIONS[0], think=False)  # bare: for SFT on answers
 
@@ -64,9 +63,9 @@ def see(policy: Policy, picture: Image.Image) -> ImageFeatures:
 
 def read_answer(path: Path, text: str) -> Classified:
     """The chain and the answer of a completion, also of one that was cut off."""
-    thought, answer = re.search(r"<think>(.*?)(?:</think>|<answer>|\Z)", text, re.DOTALL), extract_answer(text)
+    thought, answer = reading.read_answer(text)
     error = None if answer is not None else "the text has no <answer>: it was cut off, or has another form"
-    return Classified(path, answer, thought.group(1).strip() if thought else "", error)
+    return Classified(path, answer, thought, error)
 
 
 def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> Iterator[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from finer1_lite.config import RELEASED_SWITCHES
 from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig
-from finer1_lite.rewards import bare_reward, extract_answer, normalise, released_reward
+from finer1_lite.reading import normalise
+from finer1_lite.rewards import bare_reward, extract_answer, released_reward
 from finer1_lite.samplers import ConfusionCounts
 
 

@@ -1,10 +1,15 @@
 """rewards.py on completions written by hand; the twelve released ones are in test_losses_released.py."""
 
 import time
+from pathlib import Path
 
 import pytest
 
+from finer1_lite import reading, use
 from finer1_lite import rewards as R
+from finer1_lite.cot.chains import check_chain
+from finer1_lite.cot.quality import read_row
+from finer1_lite.evaluate.answers import judge
 
 LABELS = ["European Goldfinch", "American Goldfinch", "Goldfinch", "House Finch", "House Wren", "Wren"]
 FAMILY = {name: name.lower().split("gold")[-1].split()[-1] for name in LABELS}  # finch or wren
@@ -90,6 +95,52 @@ def test_rewards_take_as_long_as_the_text():
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.parametrize("text, thought, answer", [
+    (completion("Wren"), "a beak", "Wren"), ("<think> x </think> <Answer>Wren</ANSWER>", "x", "Wren"),
+    ('<think> x </think> <answer id="1">Wren</answer>', "x", "Wren"), ("<think> x </think> <answer> Wren", "x", None),
+    ("A Tit? No.</think> Wren", "A Tit? No.", "Wren"), ("No.</think> <answer>Wren</answer>", "No.", "Wren"),
+    ("<think> a <answer> Tit </answer> b </think> Wren", "a <answer> Tit </answer> b", "Wren"),
+    ("<think> x", "x", None), ("<think> x <answer> Wren </answer>", "x", "Wren"), ("a Wren", "", "a Wren"),
+    ("<think> x </think>", "x", None), ("<answer></answer>", "", ""), ("", "", None),
+    ("It is <answer> Wren</answer>", "", "Wren"),
+])
+def test_one_reading_of_an_answer(text, thought, answer):
+    assert reading.read_answer(text) == (thought, answer)
+    assert reading.tagged_answer(text) == (answer or "" if "nswer" in text.rpartition("</think>")[2] else "")
+    read, judged = read_row(text, "Wren"), judge(0, "Wren", True, text)
+    assert judged.answer == use.read_answer(Path(), text).answer == read.answer if answer else not judged.correct
+    assert R.loose_reward(text, "Wren")["accuracy"] == (reading.tagged_answer(text) == "Wren")
+
+
+@pytest.mark.parametrize("label, said", [
+    ("Brandt Cormorant", "Brandt's Cormorant"), ("Chuck will Widow", "Chuck-will's-widow"),
+    ("Forsters Tern", "Forster’s Tern"), ("Artic Tern", "Arctic Tern"), ("Harris Sparrow", "Harris's Sparrow"),
+    ("Harris Sparrow", "Harris' sparrow"), ("Le Conte Sparrow", "LeConte's Sparrow"),
+    ("Great Grey Shrike", "great gray shrike"),
+    ("Nelson Sharp tailed Sparrow", "Nelson's sharp-tailed sparrow"), ("Whip poor Will", "Whip-poor-will"),
+])
+def test_another_spelling_is_the_same_name(label, said):
+    for a, b in ((label, said), (said, label)):
+        text = completion(f"It is a {b}.")
+        assert reading.same_name(a, b) and R.loose_reward(text, a)["accuracy"] == judge(0, a, True, text).correct == 1
+        assert R.guarded_reward(text, a, [a, "Brandt Tern"])["accuracy"] == 1
+        chain = f"<analysis>a red eye</analysis><options>{b}; a tit</options><comparison>c</comparison>"
+        assert check_chain(f"{chain}<prediction>{b}</prediction>", a) == []
+    assert R.released_reward(completion(said), label)["accuracy"] == (said.lower() == label.lower())  # as released
+
+
+@pytest.mark.parametrize("label, said", [
+    ("Brewer Blackbird", "Brewer's Sparrow"), ("Wren", "Tit"), ("Marsh Tit", "March Tit"),
+    ("707-320", "707-32"),
+    ("737-200", "737-300"), ("Audi S4 Sedan 2012", "Audi 4 Sedan 2012"), ("Audi S4 Sedan 2012", "Audi S4 Sedan 201"),
+    ("House Wren", "Wren"), ("Bewick Wren", "Bewick's"), ("Clark Grebe", "Lark Grebe"), ("Tern", "Fern"),
+])
+def test_another_name_is_not(label, said):
+    for a, b in ((label, said), (said, label)):
+        assert not reading.same_name(a, b)
+    assert not reading.holds_name(said, label) and R.loose_reward(completion(said), label)["accuracy"] == 0
+
+
 def test_an_empty_name_is_in_no_answer():
     assert R.loose_reward(completion("anything"), "...")["accuracy"] == 0
 
@@ -103,8 +154,8 @@ def test_loose_reward():
 
 @pytest.mark.parametrize("answer, named", [
     ("House Finch", ["House Finch"]), ("american goldfinch", ["American Goldfinch"]),
-    ("Goldfinch, American Goldfinch", ["American Goldfinch", "Goldfinch"]), ("a bird", []), ("Wrens", []),
-    ("House Wren / House Finch", ["House Finch", "House Wren"]), ("a wren or a Wren", ["Wren"]), ("", []),
+    ("Goldfinch, American Goldfinch", ["American Goldfinch", "Goldfinch"]), ("a bird", []), ("Wrens", ["Wren"]),
+    ("House Wren / House Finch", ["House Finch", "House Wren"]), ("a wren or a Wren", ["Wren"]), ("", []), ("wrench", []),
     ("not a house-wren but a european goldfinch", ["European Goldfinch", "House Wren"]),
 ])
 def test_names_in(answer, named):

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finer1_lite"
 # From the bottom. A module imports from lower layers and from its own folder.
 LAYERS = (
-    ("files", "identity", "images", "logprobs", "samplers", "rewards", "prompts"), ("losses",), ("config",), ("data",),
-    ("policy",),
+    ("files", "identity", "images", "logprobs", "samplers", "reading", "prompts"), ("rewards", "losses"), ("config",),
+    ("data",), ("policy",),
     ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"), ("birds", "plots", "use", "share"),
 )  # fmt: skip
 FLOOR = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}

@@ -27,6 +27,7 @@ from statistics import median
 from ..data.names import normal_name
 from ..files import read_jsonl, write_jsonl
 from ..prompts import RESERVED_SIGNS
+from ..reading import same_name
 
 MAX_CANDIDATES = 4
 PARTS = ("analysis", "options", "comparison", "prediction")
@@ -135,11 +136,14 @@ def read_chain(text: str) -> Chain:
     return chain
 
 
+def _same(one: str, other: str) -> bool:
+    return same_name(normal_name(one), normal_name(other))
+
+
 def spelt(chain: Chain, label: str) -> Chain:
     """The chain with its name as the data set writes it, which the reward looks for; the chain as it is, where it
     could not be read again with that name in it."""
-    same = normal_name(chain.prediction)
-    options = [label if normal_name(option) == same else option for option in chain.options]
+    options = [label if _same(option, chain.prediction) else option for option in chain.options]
     made = replace(chain, options=options, prediction=label)
     try:
         return made if read_chain(to_completion(made)) == made else chain
@@ -175,11 +179,11 @@ def check_chain(text: str, label: str, known_names: Iterable[str] = ()) -> list[
     except ChainError:
         found = {FORMAT: True}
     else:
-        options, prediction = [normal_name(o) for o in chain.options], normal_name(chain.prediction)
+        options = [normal_name(o) for o in chain.options]
         found = {
             LEAK: names_label(chain.analysis, label, [*chain.options, *names]),
-            NOT_CANDIDATE: prediction not in options,
-            NOT_LABEL: prediction != normal_name(label),
+            NOT_CANDIDATE: not any(_same(option, chain.prediction) for option in chain.options),
+            NOT_LABEL: not _same(chain.prediction, label),
             TOO_MANY: len(options) > MAX_CANDIDATES,
             DUPLICATES: len(set(options)) < len(options),
         }

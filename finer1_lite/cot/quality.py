@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.names import normal_name
-from ..rewards import extract_answer
+from ..reading import read_answer, same_name
 from .chains import HINTS, Chain, ChainError, names_label, read_chain, to_prose
 from .concepts import split_concepts
 
@@ -37,12 +37,12 @@ class Row(NamedTuple):
 
 def read_row(text: str, label: str) -> Row:
     """A completion, or a teacher's tagged text, as a row. An answer that is not the prediction does not hinder."""
-    thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
+    thought, answer = read_answer(text)
     try:
-        chain = read_chain(thought[1] if thought else text)
+        chain = read_chain(thought or text)
     except ChainError:
-        return Row(None, label, extract_answer(text) or "")
-    return Row(chain, label, extract_answer(text) or ("" if thought else chain.prediction))
+        return Row(None, label, answer or "")
+    return Row(chain, label, (answer or "") if thought else chain.prediction)
 
 
 def true_share(analysis: str, truth: Collection[str]) -> float:
@@ -76,17 +76,17 @@ def chain_frame(rows: Sequence[Row], truth: Sequence[Collection[str]] | None = N
     the true phrases of its class or picture; without it there is no `true_attributes`."""
     found = []
     for i, (chain, label, answer) in enumerate(rows):
-        found.append({"readable": chain is not None, "answer_is_label": normal_name(answer) == normal_name(label)})
+        found.append({"readable": chain is not None, "answer_is_label": same_name(answer, label)})
         if chain is None:
             continue
         named = [names_label(chain.comparison, option, chain.options) for option in chain.options]
         found[i] |= {
             "candidates": len(chain.options),
-            "recall": normal_name(label) in map(normal_name, chain.options),
+            "recall": any(same_name(option, label) for option in chain.options),
             "label_leak": names_label(chain.analysis, label),
             "hint_leak": bool(HINTS.search(to_prose(chain))),
             "coverage": sum(named) / len(named),
-            "predicts_answer": normal_name(chain.prediction) == normal_name(answer),
+            "predicts_answer": same_name(chain.prediction, answer),
         }
         if truth is not None:
             found[i]["true_attributes"] = true_share(chain.analysis, truth[i])

@@ -17,7 +17,7 @@ from datasets import Image as ImageColumn
 from ..files import read_jsonl, write_jsonl, write_whole
 from ..images import as_rgb
 from ..prompts import QUESTIONS, bare_question, make_options
-from ..rewards import normalise
+from ..reading import normalise
 from .triplets import MARK
 
 FORMS = {  # keys of the row, keys of a turn, who speaks

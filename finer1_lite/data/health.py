@@ -15,7 +15,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..images import LONGEST, as_rgb
-from ..rewards import normalise
+from ..reading import normalise
 from .names import normal_name
 
 MAX_DISTANCE = 28  # of 256 bits; nearer to 24 than to 38, as more pictures hold nearer strangers

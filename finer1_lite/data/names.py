@@ -47,10 +47,10 @@ def clean_names(raw: Iterable[str]) -> dict[str, str]:
 
 
 def normal_name(name: str) -> str:
-    """A name for comparing: no case, punctuation or remark in brackets.
+    """A name for comparing: no case, punctuation, possessive or remark in brackets.
 
     >>> normal_name("Red-winged Blackbird (Agelaius phoeniceus)")
     'red winged blackbird'
     """
     bare = re.sub(r"\([^)]*\)", " ", unicodedata.normalize("NFKC", name))
-    return re.sub(r"[\W_]+", " ", bare.casefold()).strip()
+    return re.sub(r"(?:['’]s\b|[\W_])+", " ", bare.casefold()).strip()

@@ -18,7 +18,7 @@ from ..policy.inputs import VisionCache
 from ..policy.load import Policy, fingerprint
 from ..policy.rollout import rollout
 from ..prompts import QUESTIONS, bare_question, instructed, make_options
-from ..rewards import extract_answer, normalise
+from ..reading import holds_name, normalise, read_answer
 from ..samplers import check_names
 
 METHODS = ("base", "sft_answers", "cot_sft", "dapo", "tapo")
@@ -47,13 +47,10 @@ class Prediction:
 def judge(
     index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "", ended: bool = True
 ) -> Prediction:
-    """Score one completion; without <answer> what follows the thinking is the answer, nothing if that breaks off."""
-    answer = extract_answer(text)
-    if answer is None:
-        answer = text.partition("</think>")[2] if "<think>" in text else text
-    name, said = normalise(label), normalise(answer)
-    return Prediction(index, label, seen, text, answer.strip(), name != "" and name in said, name == said != "",
-                      question, asked, ended)  # fmt: skip
+    """Score one completion by `reading.read_answer`: right if the answer holds the label's name, in any spelling."""
+    answer = read_answer(text)[1] or ""
+    right, strict = holds_name(answer, label), normalise(answer) == normalise(label) != ""
+    return Prediction(index, label, seen, text, answer, right, strict, question, asked, ended)
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:

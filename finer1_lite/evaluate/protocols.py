@@ -13,7 +13,8 @@ import pandas as pd
 
 from ..data.formats import ClosedWorld
 from ..prompts import instructed
-from ..rewards import extract_answer, normalise, strict_accuracy
+from ..reading import holds_name, tagged_answer
+from ..rewards import strict_accuracy
 from .answers import Prediction
 from .statistics import bootstrap_seeds
 
@@ -104,7 +105,7 @@ def released_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarr
 
 def answered_similarity(texts, labels, domain: str, encode: Encoder) -> np.ndarray:
     """`relative_similarity` of the first answer and the domain's own word; 0 without an answer."""
-    return relative_similarity([extract_answer(t) or "" for t in texts], labels, domain, encode)
+    return relative_similarity([tagged_answer(t) for t in texts], labels, domain, encode)
 
 
 RIGHT = {  # whether a text is right, by the label and the domain
@@ -112,7 +113,7 @@ RIGHT = {  # whether a text is right, by the label and the domain
     "label or text": lambda text, label, domain: _lower(label) in _lower(answer_span(text) or text),
     "key": lambda text, label, domain: inclusion_key(label, domain) in answer_span(text).lower(),
     "key or text": lambda text, label, domain: inclusion_key(label, domain) in (answer_span(text) or text).lower(),
-    "whole label": lambda text, label, domain: normalise(label) in normalise(extract_answer(text) or ""),
+    "whole label": lambda text, label, domain: holds_name(tagged_answer(text), label),
     "is label": lambda text, label, domain: strict_accuracy(text, label),
 }
 FALL_BACK = "Without an <answer> the whole text counts, as released for the open world: a chain names every option."
