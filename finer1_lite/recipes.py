@@ -9,7 +9,6 @@ import torch
 from .config import ASSETS, Profile
 from .cot.build import Built, Task
 from .cot.chains import chat_row, question_and_completion, spelt, to_completion
-from .losses import DAPO
 from .policy.inputs import VisionCache
 from .prompts import QUESTIONS, instructed, question
 from .samplers import nearest_classes
@@ -70,6 +69,8 @@ def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[
 
 
 def dapo_setting(profile: Profile):
-    """DAPO at TAPO's cost in rollouts: all of them from the anchor, no triplet terms, its own learning rate."""
+    """DAPO at TAPO's cost in rollouts: all from the anchor, no triplet terms; as config with its own rate, and loss."""
     anchors = profile.tapo.num_anchor + profile.tapo.num_positive
-    return replace(profile.tapo, num_anchor=anchors, num_positive=0, lr=profile.dapo_lr), DAPO
+    return replace(profile.tapo, num_anchor=anchors, num_positive=0, lr=profile.dapo_lr), replace(
+        profile.loss, gamma=0.0, eta1=0.0, eta2=0.0
+    )

@@ -7,10 +7,10 @@ accuracy asks that the lower-cased label be contained in the first answer. One d
 space too, else a class "Audi A4 / S4" could never be right.
 
 Two reward hacks are known. Containment pays for "Finch A or Finch B": `strict_accuracy` and `guarded_reward` close
-that, for any spelling of a name (`reading`). The released format pays for an answer that goes on after its end, so that a policy may learn never to stop: all
-rewards here but `released_reward` ask for `strict_format`. Your own reward is a function (completion, label) -> dict
-with "overall" (what the advantage is made of), "accuracy" (0 or 1, what the group filter counts) and, only for the
-log, "format".
+that. The released format pays for an answer that goes on after its end, so that a policy may learn never to stop: all
+rewards here but `released_reward` ask for `strict_format`. Those for own pictures know a name in any spelling
+(`reading`). Your own reward is a function (completion, label) -> dict with "overall" (what the advantage is made of),
+"accuracy" (0 or 1, what the group filter counts) and, only for the log, "format".
 """
 
 import re

@@ -150,7 +150,7 @@ class Tapo(Loop):
             return {}
         self.policy.scoring_mode()
         how, mine = self.loss.aggregation, {}
-        items = 0 if how == "micro_batch" else sum(count_items(g.completion_mask, how) for g in groups)
+        items = 0 if how == "micro_batch" else sum(count_items(g.completion_mask, how, len(g.texts)) for g in groups)
         run = partial(self._gradients, groups, self.team.sum(items))
         if groups:
             mine, fits = halved_until_it_fits(run, self.config.micro_batch, "rows of a micro-batch (micro_batch)")
@@ -174,6 +174,7 @@ class Tapo(Loop):
             picked, i = rows.pick(part), slice(part.start, part.stop)
             current, old, negative = self.score(picked)
             mask, counted = picked.completion_mask.to(device), {"num_items": items, "correct": correct[i]}
+            counted["question_tokens"] = torch.tensor([int(g.completion_mask.sum()) for g in picked.groups]).to(device)
             value, metrics = tapo_loss(current, old, advantages[i], mask, negative, loss, **counted)
             self.backward(value)
             figures.append(metrics)

@@ -1,14 +1,14 @@
 """The ways to train that the studies compare: METHODS of the paper's table, and what `studies.ablations` changes.
 
 Not here, because they change nothing in this loop: clip-higher, dual clip and the ratio's clamp (one update for each
-rollout batch, so the ratio is 1), and the released group filter (rewards of 0 and 1 give the same groups).
+rollout batch, so the ratio is 1), and the released group filter (rewards of 0 and 1 give the same groups, as long as
+one survives).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from finer1_lite.config import RELEASED_SWITCHES
-from finer1_lite.losses import DAPO, GRPO, TAPO, LossConfig
+from finer1_lite.losses import GRPO, RELEASED, TAPO, LossConfig
 from finer1_lite.reading import normalise
 from finer1_lite.rewards import bare_reward, extract_answer, released_reward
 from finer1_lite.samplers import ConfusionCounts
@@ -22,7 +22,7 @@ class Variant:
     """
 
     label: str
-    loss: LossConfig | None = RELEASED_SWITCHES  # None: no second stage
+    loss: LossConfig | None = RELEASED  # None: no second stage
     rollouts: tuple[int, int] = (5, 5)  # of the anchor and of the positive
     negative: str = "similar"
     start: str = "cot_sft"  # a method of the story, "base", or one of CHAINS
@@ -33,9 +33,12 @@ class Variant:
     steps: int | None = 20  # half of the profile's: enough to see where each one goes
 
 
+DAPO = replace(RELEASED, gamma=0.0, eta1=0.0, eta2=0.0)  # as `recipes.dapo_setting`
+
+
 def released(label: str, **switches) -> Variant:
     """TAPO with the released code's switches but for those that are given."""
-    return Variant(label, replace(RELEASED_SWITCHES, **switches))
+    return Variant(label, replace(RELEASED, **switches))
 
 
 # Reinforcement without chains, in full length. The learning rates were chosen as the profile's (studies/tuning.py).
@@ -52,7 +55,7 @@ ABLATIONS: dict[str, Variant] = {
     "tapo": Variant("TAPO"),
     # the triplet's two halves
     "dapo": Variant("DAPO", DAPO, (10, 0)),
-    "intra": released("DAPO + intra-class", gamma=0.0, eta1=0.0, eta2=0.0),
+    "intra": Variant("DAPO + intra-class", DAPO),
     "inter": Variant("DAPO + inter-class (10:0)", rollouts=(10, 0)),
     # rollouts of anchor and positive
     "sides_8_2": Variant("8:2", rollouts=(8, 2)),
