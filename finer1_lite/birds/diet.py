@@ -115,11 +115,20 @@ def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
     return f"{ask} {THINK_INSTRUCTION}", f"<think>\n{told}\n</think>\n<answer> {value} </answer>"
 
 
+def _options(rng: np.random.Generator, s: Species) -> list[str]:
+    """The name of `s` and three others, look-alikes and any in equal parts; a common one would be too easy to rule out."""
+    pools = [[x.name for x in pool if x.common == s.common and x != s] for pool in (look_alikes(s.name, 12), all_species())]
+    others: list[str] = []
+    while len(others) < 3:
+        other = _pick(rng, pools[int(rng.integers(2))] or pools[1])
+        others += [other] * (other not in others)
+    return [str(name) for name in rng.permutation([s.name, *others])]
+
+
 def naming(rng: np.random.Generator, s: Species) -> tuple[str, str]:
     """A question for the name in an image of `s`, and a name: as a bare sentence, an answer, or one that "thought"."""
     text, form, quiz = _pick(rng, QUESTIONS), rng.integers(3), rng.random() < (0.5 if s.common else QUIZZES)
-    alike = [x.name for x in look_alikes(s.name, 12) if x.common <= s.common]  # the common ones would be too easy
-    name, options = s.name, [str(n) for n in rng.permutation([s.name, *rng.permutation(alike)[:3]])] if quiz else None
+    name, options = s.name, _options(rng, s) if quiz else None
     if not s.common and not quiz:
         if rng.random() < MISNAMED:
             name = _pick(rng, look_alikes(s.name)).name

@@ -35,9 +35,9 @@ SEED, PICTURES, DRAW_SEED, HELD_OUT, VISION_STEPS, THREADS = 0, 160, 1, 512, 110
 # Rounds of reading: what birds look like first, more texts for each image in the second, names and tidier diaries in
 # the third. named: the share of the pictures of evaluated species that come with a name.
 ROUNDS = (
-    {"steps": 900, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "named": 0.1, "write": loose_diary},
-    {"steps": 600, "seed": 1, "lr": 1.5e-3, "images": 16, "texts": 54, "named": 0.3, "write": loose_diary},
-    {"steps": 550, "seed": 2, "lr": 1.5e-3, "images": 40, "texts": 44, "named": 0.6, "write": diary},
+    {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "named": 0.0, "write": loose_diary},
+    {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 16, "texts": 52, "named": 0.3, "write": loose_diary},
+    {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 32, "texts": 40, "named": 0.6, "write": diary},
 )
 TEACHER_ROWS, TEACHER_PICTURES = 4000, 8
 TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
@@ -106,13 +106,15 @@ def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict)
         short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
         named = [row for row in images if row[0].startswith(QUESTIONS)]
         looks = [row for row in images if not row[0].startswith(QUESTIONS)]
-        groups = [rows for rows in (named, looks, short, texts[len(short) :]) if rows]
-        for rows in groups:  # each of about equal length, and of equal weight: a name is a few tokens
+        groups = [(rows, len(rows) / len(images)) for rows in (named, looks)] + [(short, 1), (texts[len(short) :], 1)]
+        for rows, weight in groups:  # of about equal length each; pictures, the guide and diaries weigh the same
+            if not rows:
+                continue
             inputs, labels = training_batch(model, processor, rows)
             hidden, targets = model.model(**inputs).last_hidden_state[:, :-1], labels[:, 1:]
             wanted = targets != IGNORE
             loss = F.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted], reduction="sum")
-            yield loss / int(wanted.sum()) / len(groups)
+            yield weight / 3 * loss / int(wanted.sum())
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     fit(parameters, losses, steps, plan["lr"], weight_decay=0.05, betas=(0.9, 0.98), warmup=0.05)
