@@ -88,7 +88,7 @@ _CPU = Profile(
     sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4, loss=RELEASED_SWITCHES,
 )  # fmt: skip
-# Half of the released chains have more than about 770 tokens; the released 20 rounds would take half an hour a step.
+# Half of the released chains have more than about 770 tokens; the paper's 20 rounds would take half an hour a step.
 _L4 = Profile(
     name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
     eval_batch=64, tapo=TapoConfig(max_rounds=3),
