@@ -20,7 +20,7 @@ QWEN_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Stage 1. `lr` is the peak of a cosine schedule after `warmup_steps`."""
+    """Stage 1. `lr` is the peak of a cosine schedule after `warmup_steps`, a tenth of all at most."""
 
     epochs: int = 10
     batch_size: int = 64
@@ -60,6 +60,7 @@ class Profile:
     quantize: bool = True
     lora_r: int = 16
     lora_alpha: int = 32
+    system: str | None = None  # the turn before every question; None: the model's own
     max_pixels: int = 448 * 448
     max_new_tokens: int = 400
     rollout_batch: int = 80

@@ -51,6 +51,16 @@ class Group:
     formats: torch.Tensor
 
 
+def rollout_rows(groups: list[Group]) -> list[dict]:
+    """A row for each rollout, to read or to write with `files.write_csv`: image, question, label, text, rewards."""
+    shown = ("rewards", "accuracies", "formats")
+    return [
+        {"anchor": g.triplet.anchor, "question": g.question, "label": g.label, "text": text}
+        | {name: float(getattr(g, name)[i]) for name in shown}
+        for g in groups for i, text in enumerate(g.texts)
+    ]  # fmt: skip
+
+
 class Tapo(Loop):
     """The loop of Stage 2; num_positive = 0 in `config` and gamma = eta1 = eta2 = 0 in `loss` make it DAPO.
 
@@ -67,7 +77,7 @@ class Tapo(Loop):
         super().__init__(policy, config, config.max_grad_norm, seed)
         self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
         self.reward, self.ask, self.steps = reward, ask, config.steps
-        self.num_generations = config.num_anchor + config.num_positive
+        self.num_generations, self.groups = config.num_anchor + config.num_positive, []
         if self.team.size > config.questions:
             raise ValueError(f"{self.team.size} processes for {config.questions} questions; raise `questions`")
         own_seed = seed + 10_000 * self.team.rank
@@ -141,7 +151,11 @@ class Tapo(Loop):
             return current, old, under([g.triplet.negative for g in rows.groups])
 
     def update(self, groups: list[Group]) -> dict[str, float]:
-        """One optimizer step on this process's `groups`; returns its figures, none if no process has a group."""
+        """One optimizer step on this process's `groups`; returns its figures, none if no process has a group.
+
+        They stay in `groups`, for `on_step` of `train`: `rollout_rows` makes a table of them.
+        """
+        self.groups = groups
         if not self.team.sum(len(groups)):
             return {}
         self.policy.scoring_mode()
@@ -187,8 +201,9 @@ class Tapo(Loop):
         self.generator.set_state(torch.tensor(position["generator"], dtype=torch.uint8))
 
     def about(self) -> dict:
-        """See `Loop.about`: also the loss and the reward."""
-        return super().about() | asdict(self.loss) | {"reward": told(self.reward)[0]}
+        """See `Loop.about`; also the loss, the reward, how is asked, and the classes."""
+        task = {"prompt": self.ask(np.random.default_rng(self.seed)), "classes": sorted(set(self.labels))}
+        return super().about() | asdict(self.loss) | {"reward": told(self.reward)[0]} | task
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint to fit; the number of steps may grow."""

@@ -139,7 +139,8 @@ def test_loose_reward():
 @pytest.mark.parametrize("answer, named", [
     ("House Finch", ["House Finch"]), ("american goldfinch", ["American Goldfinch"]),
     ("Goldfinch, American Goldfinch", ["American Goldfinch", "Goldfinch"]), ("a bird", []), ("Wrens", ["Wren"]),
-    ("House Wren / House Finch", ["House Finch", "House Wren"]), ("a wren or a Wren", ["Wren"]), ("", []), ("wrench", []),
+    ("House Wren / House Finch", ["House Finch", "House Wren"]), ("a wren or a Wren", ["Wren"]), ("wrench", []),
+    ("", []),
     ("not a house-wren but a european goldfinch", ["European Goldfinch", "House Wren"]),
 ])
 def test_names_in(answer, named):
