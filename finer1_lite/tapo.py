@@ -65,14 +65,16 @@ class Tapo(Loop):
     """The loop of Stage 2; num_positive = 0 in `config` and gamma = eta1 = eta2 = 0 in `loss` make it DAPO.
 
     `labels[i]` is the class of image `i` of `cache`. `reward(completion, label)` returns "overall", "accuracy" and,
-    for the log, "format"; `ask(rng)` a prompt. ValueError if there are more processes than questions in a step.
+    for the log, "format"; `ask(rng, image)` a prompt about image `image`. ValueError if there are more processes than
+    questions in a step.
     """
 
     stage = "RL"
 
     def __init__(
         self, policy: Policy, cache: VisionCache, labels: list[str], sampler: TripletSampler, config: TapoConfig,
-        loss: LossConfig, seed: int, reward: Callable = released_reward, ask: Callable = question,
+        loss: LossConfig, seed: int, reward: Callable = released_reward,
+        ask: Callable = lambda rng, image: question(rng),
     ):  # fmt: skip
         super().__init__(policy, config, config.max_grad_norm, seed)
         self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
@@ -87,7 +89,7 @@ class Tapo(Loop):
     def roll_out(self, triplets: list[Triplet], min_new_tokens: int = 0) -> list[Group]:
         """Sample and reward the rollouts of `triplets`, one group for each."""
         c = self.config
-        asked = [self.ask(self.rng) for _ in triplets]
+        asked = [self.ask(self.rng, t.anchor) for t in triplets]
         sides = [([t.anchor for t in triplets], c.num_anchor), ([t.positive for t in triplets], c.num_positive)]
         if c.num_anchor == c.num_positive:  # both in one batch
             sides = [(sides[0][0] + sides[1][0], c.num_anchor)]
@@ -202,13 +204,13 @@ class Tapo(Loop):
 
     def about(self) -> dict:
         """See `Loop.about`; also the loss, the reward, how is asked, and the classes."""
-        task = {"prompt": self.ask(np.random.default_rng(self.seed)), "classes": sorted(set(self.labels))}
+        task = {"prompt": self.ask(np.random.default_rng(self.seed), 0), "classes": sorted(set(self.labels))}
         return super().about() | asdict(self.loss) | {"reward": told(self.reward)[0]} | task
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint to fit; the number of steps may grow."""
         pictures = hashlib.sha256(b"".join(self.cache.about(i)[1] for i in range(len(self.labels)))).hexdigest()[:16]
-        asked = [self.ask(np.random.default_rng(i)) for i in range(16)]  # most of its phrasings
+        asked = [self.ask(np.random.default_rng(i), i % len(self.labels)) for i in range(16)]  # most phrasings
         run = {"start": self.start, "pictures": pictures, "sampler": self.sampler.identity(), "loss": asdict(self.loss)}
         return super().identity() | run | {"reward": told(self.reward), "questions": asked}
 
