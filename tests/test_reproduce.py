@@ -29,7 +29,7 @@ METHODS = ["base", "sft_answers", "cot_sft", "dapo", "tapo"]
 
 
 def archives(root):
-    """CUB's and the pets' layouts with the same ten species in both, six pictures of each, four of them for training."""
+    """CUB's and the pets' layouts with the same ten species, six pictures of each, four of them for training."""
     birds, pets = root / "CUB", root / "pets"
     lines = {name: [] for name in ("images", "labels", "split", "test", "train")}
     for folder in (birds / "images", pets / "images", pets / "annotations"):
@@ -85,8 +85,8 @@ def test_two_data_sets_one_model_from_released_files_to_the_table(released, tmp_
     root, folders = released
     monkeypatch.setattr(reproduce, "get_profile", lambda name: SMALL)
     arguments = ["x", *(f"{noun}={folder}" for noun, folder in folders.items()), "--profile", "cpu", "--questions",
-                 str(root / "questions"), "--chains", str(root / "stage1.json"), "--pictures", str(root), "--similarity",
-                 str(ASSETS / "siglip"), "--out", str(tmp_path), "--methods", *METHODS]  # fmt: skip
+                 str(root / "questions"), "--chains", str(root / "stage1.json"), "--pictures", str(root),
+                 "--similarity", str(ASSETS / "siglip"), "--out", str(tmp_path), "--methods", *METHODS]  # fmt: skip
     monkeypatch.setattr("sys.argv", arguments)
     reproduce.main()
     told, results = capsys.readouterr().out, pd.read_csv(tmp_path / "results.csv")
@@ -128,8 +128,8 @@ def test_a_prompt_is_about_its_picture_s_domain(released, tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     (lambda q: (q / "closed_world_bird_seen.jsonl").rename(q / "x.jsonl"), r"0 files .* `\*bird\*seen\*.jsonl`"),
-    (lambda q: (q / "closed_world_bird_seen.jsonl").write_text(
-        (q / "closed_world_bird_seen.jsonl").read_text().replace("_4.jpg", "_9.jpg")), "_9.jpg, which .* does not have"),
+    (lambda q: (q / "closed_world_bird_seen.jsonl").write_text((q / "closed_world_bird_seen.jsonl").read_text().replace(
+        "_4.jpg", "_9.jpg")), "_9.jpg, which .* does not have"),
 ])  # fmt: skip
 def test_files_that_do_not_fit_are_named(released, tmp_path, change, message):
     questions(tmp_path / "q", "bird", [s.name for s in SPECIES])
