@@ -22,7 +22,7 @@ QWEN_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Stage 1. `lr` is the peak of a cosine schedule after `warmup_steps`."""
+    """Stage 1. `lr` is the peak of a cosine schedule after `warmup_steps`, a tenth of all at most."""
 
     epochs: int = 10
     batch_size: int = 64
@@ -62,6 +62,7 @@ class Profile:
     quantize: bool = True
     lora_r: int = 16
     lora_alpha: int = 32
+    system: str | None = None  # the turn before every question; None: the model's own
     max_pixels: int = 448 * 448
     max_new_tokens: int = 400
     rollout_batch: int = 80
@@ -90,7 +91,7 @@ _CPU = Profile(
     tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4,
     reward=ending_reward,
 )  # fmt: skip
-# Half of the released chains have more than about 770 tokens; the released 20 rounds would take half an hour a step.
+# Half of the released chains have more than about 770 tokens; the paper's 20 rounds would take half an hour a step.
 _L4 = Profile(
     name="l4", device="cuda", model_id=QWEN_3B, dtype="bfloat16", max_new_tokens=1024, checkpointing=True,
     eval_batch=64, tapo=TapoConfig(max_rounds=3),

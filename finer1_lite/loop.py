@@ -202,6 +202,8 @@ class Loop:
     ) -> list[dict]:  # fmt: skip
         """Go on to `steps` steps; returns the history, each row of which `on_step` gets too, and `log`, a CSV file.
 
+        A tracker (trackio, wandb, TensorBoard) hangs on `on_step`: after `accelerator = Accelerator(log_with=...)` and
+        `accelerator.init_trackers("finer1")` it is `lambda row: accelerator.log(row, step=row["step"])`.
         With `checkpoints` it starts where the newest one ends. After Ctrl-C the state is that of the last whole step.
         """
         with checkpoints.alone() if checkpoints and self.team.rank == 0 else nullcontext():

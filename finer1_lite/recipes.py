@@ -1,5 +1,6 @@
 """The steps that chapters and studies share: from labels to chains, rows and look-alikes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from .config import ASSETS, Profile
 from .cot.build import Built, Task
 from .cot.chains import chat_row, question_and_completion, spelt, to_completion
-from .policy.inputs import VisionCache
+from .policy.inputs import VisionCache, answer_ids
 from .prompts import QUESTIONS, instructed, question
 from .samplers import nearest_classes
 from .sft import Row
@@ -59,6 +60,12 @@ def answer_rows(labels: list[str], cache: VisionCache, seed: int, questions: Seq
     """The baseline's rows: every training image with its bare name."""
     rng, seen = np.random.default_rng(seed), cache.get(range(len(labels)))
     return [(question(rng, False, questions), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
+
+
+def room_for(profile: Profile, processor, completions: Sequence[str]) -> Profile:
+    """The profile with a quarter more `max_new_tokens` than the longest of the completions has, if it had fewer."""
+    longest = max(len(answer_ids(processor, text)) for text in completions)
+    return replace(profile, max_new_tokens=max(profile.max_new_tokens, math.ceil(1.25 * longest)))
 
 
 def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 r"""What an answer is worth. Plain functions of the completion's text and the label; the standard library alone.
 
-The paper's reward (arXiv 2602.07605, section 4.1) is 0.9 accuracy + 0.1 format, exactly as in the released
+The paper's reward (arXiv 2602.07605) is 0.9 accuracy + 0.1 format, exactly as in the released
 code (`TAPO/examples/reward_function/cls_thinking.py`, commit 84cdc5c): white space around ``<``, ``>`` and
 ``/`` is stripped first; format asks that the whole completion be ``<think>...</think> <answer>...</answer>``;
 accuracy asks that the lower-cased label be contained in the first answer. One departure: the label loses such white

@@ -1,6 +1,6 @@
 """What the policy gets to see: few-shot subsets, splits, triplets, dynamic sampling. Torch-free.
 
-For each *anchor* image TAPO (arXiv 2602.07605, section 3.2) takes a *positive*, another image of the same
+For each *anchor* image TAPO (arXiv 2602.07605, section 4.3) takes a *positive*, another image of the same
 class, and a *negative*, an image of the most similar other class. Each position of a sequence has its own generator,
 seeded with a string such as "0/triplet/3/17" (seed 0, epoch 3, position 17), so that a resumed run continues exactly.
 

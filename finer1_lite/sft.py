@@ -7,6 +7,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from .loop import Checkpoints, Loop
 from .policy.batching import cut, halved_until_it_fits
 from .policy.inputs import IGNORE, ImageFeatures, training_batch
 from .policy.load import Policy
+from .reading import tagged_answer
 
+MIN_STEPS = 60  # about as many as the paper's 404 chains take
 Row = tuple[str, ImageFeatures | None, str]
 
 
@@ -39,6 +42,15 @@ def train_sft(
 def num_steps(rows: int, config: SFTConfig) -> int:
     """Steps of a whole run on so many rows; a run that Ctrl-C stopped has fewer."""
     return config.epochs * math.ceil(rows / config.batch_size)
+
+
+def fitted(config: SFTConfig, rows: int) -> SFTConfig:
+    """The settings for few rows: as many epochs, in batches so small that there are MIN_STEPS steps if there can be.
+
+    >>> fitted(SFTConfig(epochs=10, batch_size=64), 28).batch_size, fitted(SFTConfig(), 404).batch_size
+    (4, 64)
+    """
+    return replace(config, batch_size=max(1, min(config.batch_size, rows * config.epochs // MIN_STEPS)))
 
 
 def epochs_of(n: int, batch_size: int, epochs: int, seed: int):
@@ -68,7 +80,9 @@ class SFT(Loop):
         self.rows, self.micro_batch = rows, config.micro_batch
         self.plan = list(epochs_of(len(rows), config.batch_size, config.epochs, seed))
         self.steps = len(self.plan)
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, config.warmup_steps, self.steps)
+        self.schedule = get_cosine_schedule_with_warmup(
+            self.optimizer, min(config.warmup_steps, math.ceil(self.steps / 10)), self.steps
+        )
 
     def collect(self) -> tuple[list[Row], dict]:
         """The rows of the next step."""
@@ -97,6 +111,11 @@ class SFT(Loop):
             self.backward(loss / items)
             total += loss.item()
         return total / items
+
+    def about(self) -> dict:
+        """See `Loop.about`; also how is asked, and which names are answers."""
+        names = sorted({tagged_answer(answer) for *_, answer in self.rows})
+        return super().about() | {"prompt": self.rows[0][0], "classes": names}
 
     def position(self) -> dict:
         """Where the learning rate stands."""

@@ -12,7 +12,7 @@ from . import __version__
 from .config import ASSETS, QWEN_3B, Profile, versions
 from .files import write_whole
 from .policy.load import Policy, base_name, load_base, load_processor, quantization, read_adapter
-from .use import BARE_PROMPT, PROMPT
+from .use import BARE_PROMPT, PROMPT, prompt_of
 
 METHOD_NAMES = {"sft_answers": "SFT on answers", "cot_sft": "CoT SFT", "dapo": "DAPO", "tapo": "TAPO"}
 CARD = Path(__file__).with_name("card.md")
@@ -36,7 +36,7 @@ def model_card(policy: Policy, method: str, data: str, results=None, merged=Fals
     """The README.md of an adapter, or of the `merged` model: metadata for the Hub, then the run (`card.md`).
 
     data: what it was trained on, in your words. results: table of a results file, of the seed of the adapter.
-    prompt: the question as in training (default: about birds). ValueError for another method.
+    prompt: the question, if not as in training. ValueError for another method.
     """
     if method not in METHOD_NAMES:
         raise ValueError(f"no adapter comes from {method!r}; choose one of: {', '.join(METHOD_NAMES)}")
@@ -48,7 +48,8 @@ def model_card(policy: Policy, method: str, data: str, results=None, merged=Fals
         rows = [(*group, f"{100 * part.value.mean():.1f}", part.n.sum(), ", ".join(map(str, sorted(part.seed))))
                 for group, part in table.groupby(["protocol", "split"])]  # fmt: skip
     name, profile = METHOD_NAMES[method], policy.profile
-    runs = [{key: value for key, value in run.items() if key != "end"} for run in policy.runs]
+    runs = [{k: len(v) if k == "classes" else v for k, v in run.items() if k not in ("end", "prompt")}
+            for run in policy.runs]  # fmt: skip
     hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
     base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
@@ -62,7 +63,7 @@ def model_card(policy: Policy, method: str, data: str, results=None, merged=Fals
     return str(ModelCard.from_template(
         metadata, CARD, profile=profile, method=name, base=base, merged=merged, think=think,
         data=data, tiny=profile.model_id == TINY, version=__version__,
-        question=prompt or (PROMPT if think else BARE_PROMPT),
+        question=prompt or prompt_of(policy, PROMPT if think else BARE_PROMPT),
         quantization=", ".join(f"{k}={v!r}" for k, v in options.items() if not k.startswith("_")),
         runs=runs, versions=versions(), rows=rows, licence=licence,
     ))  # fmt: skip

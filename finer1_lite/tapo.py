@@ -51,24 +51,36 @@ class Group:
     ended: torch.Tensor
 
 
+def rollout_rows(groups: list[Group]) -> list[dict]:
+    """A row for each rollout, to read or to write with `files.write_csv`: image, question, label, text, rewards."""
+    shown = ("rewards", "accuracies", "formats")
+    return [
+        {"anchor": g.triplet.anchor, "question": g.question, "label": g.label, "text": text}
+        | {name: float(getattr(g, name)[i]) for name in shown}
+        for g in groups for i, text in enumerate(g.texts)
+    ]  # fmt: skip
+
+
 class Tapo(Loop):
     """The loop of Stage 2; num_positive = 0 in `config` and gamma = eta1 = eta2 = 0 in `loss` make it DAPO.
 
     `labels[i]` is the class of image `i` of `cache`. `reward(completion, label)` returns "overall", "accuracy" and,
-    for the log, "format"; without one the profile's is taken. `ask(rng)` returns a prompt. ValueError if there are more
-    processes than questions in a step, or for a class with one image where a positive is wanted.
+    for the log, "format"; without one the profile's is taken. `ask(rng, image)` returns a prompt about image `image`.
+    ValueError if there are more processes than questions in a step, or for a class with one image where a positive is
+    wanted.
     """
 
     stage = "RL"
 
     def __init__(
         self, policy: Policy, cache: VisionCache, labels: list[str], sampler: TripletSampler, config: TapoConfig,
-        loss: LossConfig, seed: int, reward: Callable | None = None, ask: Callable = question,
+        loss: LossConfig, seed: int, reward: Callable | None = None,
+        ask: Callable = lambda rng, image: question(rng),
     ):  # fmt: skip
         super().__init__(policy, config, config.max_grad_norm, seed)
         self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
         self.reward, self.ask, self.steps = reward or policy.profile.reward, ask, config.steps
-        self.num_generations = config.num_anchor + config.num_positive
+        self.num_generations, self.groups = config.num_anchor + config.num_positive, []
         alone = [name for name, images in sampler.images.items() if len(images) == 1]
         if alone and config.num_positive:
             raise ValueError(f"class {alone[0]!r} has one image, so no positive: set num_positive to 0, or add images")
@@ -81,7 +93,7 @@ class Tapo(Loop):
     def roll_out(self, triplets: list[Triplet], min_new_tokens: int = 0) -> list[Group]:
         """Sample and reward the rollouts of `triplets`, one group for each."""
         c = self.config
-        asked = [self.ask(self.rng) for _ in triplets]
+        asked = [self.ask(self.rng, t.anchor) for t in triplets]
         sides = [([t.anchor for t in triplets], c.num_anchor), ([t.positive for t in triplets], c.num_positive)]
         if c.num_anchor == c.num_positive:  # both in one batch
             sides = [(sides[0][0] + sides[1][0], c.num_anchor)]
@@ -145,7 +157,11 @@ class Tapo(Loop):
             return current, old, under([g.triplet.negative for g in rows.groups])
 
     def update(self, groups: list[Group]) -> dict[str, float]:
-        """One optimizer step on this process's `groups`; returns its figures, none if no process has a group."""
+        """One optimizer step on this process's `groups`; returns its figures, none if no process has a group.
+
+        They stay in `groups`, for `on_step` of `train`: `rollout_rows` makes a table of them.
+        """
+        self.groups = groups
         if not self.team.sum(len(groups)):
             return {}
         self.policy.scoring_mode()
@@ -192,13 +208,14 @@ class Tapo(Loop):
         self.generator.set_state(torch.tensor(position["generator"], dtype=torch.uint8))
 
     def about(self) -> dict:
-        """See `Loop.about`: also the loss and the reward."""
-        return super().about() | asdict(self.loss) | {"reward": told(self.reward)[0]}
+        """See `Loop.about`; also the loss, the reward, how is asked, and the classes."""
+        task = {"prompt": self.ask(np.random.default_rng(self.seed), 0), "classes": sorted(set(self.labels))}
+        return super().about() | asdict(self.loss) | {"reward": told(self.reward)[0]} | task
 
     def identity(self) -> dict:
         """What must be the same for a checkpoint to fit; the number of steps may grow."""
         pictures = hashlib.sha256(b"".join(self.cache.about(i)[1] for i in range(len(self.labels)))).hexdigest()[:16]
-        asked = [self.ask(np.random.default_rng(i)) for i in range(16)]  # most of its phrasings
+        asked = [self.ask(np.random.default_rng(i), i % len(self.labels)) for i in range(16)]  # most phrasings
         run = {"start": self.start, "pictures": pictures, "sampler": self.sampler.identity(), "loss": asdict(self.loss)}
         return super().identity() | run | {"reward": told(self.reward), "questions": asked}
 

@@ -1,5 +1,9 @@
-"""Use a trained policy: name every picture of a folder, batch by batch, or watch one greedy answer being written."""
+"""Use a trained policy: name every picture of a folder, batch by batch, or watch one greedy answer being written.
 
+`python -m finer1_lite.use FOLDER --adapter ADAPTER` names the pictures of FOLDER and writes them to a CSV file.
+"""
+
+import argparse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,9 +14,10 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from . import reading
+from .files import write_csv
 from .images import SUFFIXES, as_rgb, read_image
 from .policy.inputs import ImageFeatures, VisionCache, model_inputs, pad, prompt_ids
-from .policy.load import Policy
+from .policy.load import Policy, load_policy, profile_of
 from .policy.rollout import forbidden_ids, rollout
 from .prompts import QUESTIONS, instructed
 
@@ -28,11 +33,17 @@ class Classified:
     error: str | None = None
 
 
-def classify_batches(policy: Policy, folder: str | Path, prompt=PROMPT, batch_size=0) -> Iterator[list[Classified]]:
+def prompt_of(policy: Policy, default: str = PROMPT) -> str:
+    """A question as the policy's last training asked it, with its instruction; `default` where that is not known."""
+    return policy.runs[-1].get("prompt", default) if policy.runs else default
+
+
+def classify_batches(policy: Policy, folder: str | Path, prompt="", batch_size=0) -> Iterator[list[Classified]]:
     """Name every picture of a folder, by file name; each batch comes as soon as it is done.
 
-    prompt: with its instruction, see `prompts.instructed`. batch_size: 0 for the profile's `eval_batch`. A picture
-    that cannot be read or overflows becomes a result with its `error`. ValueError for a folder without pictures.
+    prompt: with its instruction, see `prompts.instructed`; without one, as in training. batch_size: 0 for the profile's
+    `eval_batch`. A picture that cannot be read or overflows becomes a result with its `error`. ValueError for a folder
+    without pictures.
     """
     visible = sorted(p for p in Path(folder).iterdir() if p.name[0] != "." and not p.is_dir())
     paths, size = [p for p in visible if p.suffix.lower() in SUFFIXES], batch_size or policy.profile.eval_batch
@@ -46,12 +57,13 @@ def classify_batches(policy: Policy, folder: str | Path, prompt=PROMPT, batch_si
             except (ValueError, FloatingPointError) as error:
                 found[path] = Classified(path, None, "", str(error))
         if seen:
-            texts = rollout(policy, [(prompt, s) for s in seen.values()], 1, None, temperature=0).texts
+            asked = [(prompt or prompt_of(policy), s) for s in seen.values()]
+            texts = rollout(policy, asked, 1, None, temperature=0).texts
             found |= {path: read_answer(path, text) for path, text in zip(seen, texts)}
         yield [found[path] for path in batch]
 
 
-def classify_folder(policy: Policy, folder: str | Path, prompt: str = PROMPT) -> list[Classified]:
+def classify_folder(policy: Policy, folder: str | Path, prompt: str = "") -> list[Classified]:
     """All of `classify_batches` in one list."""
     return sum(classify_batches(policy, folder, prompt), [])
 
@@ -87,3 +99,23 @@ def stream_answer(policy: Policy, image: Image.Image, prompt: str = PROMPT) -> I
         finally:
             stop.set()
         written.result()
+
+
+def main() -> None:
+    """Name a folder's pictures with an adapter that says itself what base, limits and question it needs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="pictures, directly in it")
+    parser.add_argument("--adapter", type=Path, required=True, help="the folder of an adapter")
+    parser.add_argument("--model", help="the folder of its base, if that is not on the Hub or in this package")
+    parser.add_argument("--out", type=Path, default=Path("names.csv"), help="the file to write: names.csv")
+    args = parser.parse_args()
+    policy = load_policy(profile_of(args.adapter, args.model), args.adapter, trainable=False)
+    rows = []
+    for batch in classify_batches(policy, args.folder):
+        rows += [{"file": c.path.name, "answer": c.answer, "error": c.error, "chain": c.chain} for c in batch]
+        write_csv(args.out, rows)  # what is done is kept
+        print(f"{len(rows)} pictures named in {args.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

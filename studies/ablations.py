@@ -80,7 +80,7 @@ def train(lab: Seed, name: str, folder: str = "", **changes) -> Path:
         how["confusion"] = ConfusionCounts(sorted(set(labels)))
         reward = watched(how["confusion"], reward)
     if not variant.think:
-        how["ask"] = partial(question, think=False)
+        how["ask"] = lambda rng, image: question(rng, think=False)
 
     def start() -> Policy:
         adapter = None if variant.start == "base" else first_stage(lab, variant.start)

@@ -241,7 +241,7 @@ def test_another_run_or_library_version_is_refused_by_name(three, data, monkeypa
     assert differs(like(config=replace(SETTING, steps=99, micro_batch=1))) == set()  # these may change
     assert differs(like(config=replace(SETTING, lr=1.0))) == {"config"}
     assert differs(like(reward=lambda completion, label: {})) == {"reward"}
-    assert differs(like(ask=lambda rng: f"Which bird? {rng.integers(2)}")) == {"questions"}
+    assert differs(like(ask=lambda rng, image: f"Which bird? {rng.integers(2)}")) == {"questions"}
     for kind in ({"negative": "random"}, {"hardness": 0.5}, {"seed": 1, "confusion": ConfusionCounts(["a"], 0.5)}):
         how = {"negative": "online", "confusion": loop.sampler.confusion, "seed": 0} | kind
         nearest = {name: others[:2] for name, others in loop.sampler.rankings.items()} if "hardness" in kind else None

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row
 from finer1_lite.data.formats import (
-    FORMS, add_dataset_info, from_chat, read_closed_world, to_chat, to_llama_factory, write_closed_world, write_rows,
+    FORMS, add_dataset_info, from_chat, read_chats, read_closed_world, to_chat, to_llama_factory, write_closed_world,
+    write_rows,
 )  # fmt: skip
 from finer1_lite.data.triplets import export_triplets, read_triplets
 from finer1_lite.files import write_jsonl
-from finer1_lite.policy.inputs import IMAGE_PAD
+from finer1_lite.policy.inputs import IGNORE, IMAGE_PAD, training_batch
 from finer1_lite.policy.load import load_base
 from finer1_lite.prompts import instructed, messages
 from finer1_lite.samplers import Triplet
@@ -107,6 +109,45 @@ def test_files_of_rows(tmp_path):
     with pytest.raises(TypeError):
         write_rows(path, [LLAMA, {"images": [Picture.new("RGB", (1, 1))]}])
     assert path.read_text(encoding="utf-8") == text
+
+
+def chats(folder, systems=("Think.", "Think.")):
+    rows = []
+    for i, system in enumerate(systems):
+        answer = f"<think>x</think><answer> Wren {i}</answer>"
+        turns = [("system", system), ("user", "<image>Which bird?"), ("assistant", answer)]
+        rows.append({"messages": [{"role": r, "content": c} for r, c in turns if c], "images": [f"a/{i}.png"]})
+        (folder / "a").mkdir(exist_ok=True)
+        Picture.new("RGB", (28, 28), (i, 0, 0)).save(folder / "a" / f"{i}.png")
+    (folder / "chats.json").write_text(json.dumps(rows))
+    return folder / "chats.json"
+
+
+def test_chats_as_released_are_read_with_their_system_turn(tmp_path):
+    data, system = read_chats(chats(tmp_path), tmp_path)
+    assert system == "Think." and data["label"][:] == ["Wren 0", "Wren 1"] and data["question"][0] == "Which bird?"
+    assert data["completion"][1].endswith("<answer> Wren 1</answer>") and data[1]["image"].getpixel((0, 0)) == (1, 0, 0)
+    assert read_chats(chats(tmp_path, (None, None)), tmp_path)[1] is None
+    with pytest.raises(ValueError, match="row 2: .*the same system turn"):
+        read_chats(chats(tmp_path, ("Think.", None)), tmp_path)
+    with pytest.raises(FileNotFoundError, match="2 of 2 pictures are missing, the first is .*0.png"):
+        read_chats(chats(tmp_path), tmp_path / "a")
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
+def test_the_released_chains_can_be_trained_on_as_they_are(tmp_path):
+    file = RELEASED / "stage1_chains_202.json"
+    for row in json.loads(file.read_text()):
+        picture = tmp_path / row["images"][0]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Picture.new("RGB", (28, 28)).save(picture)
+    data, system = read_chats(file, tmp_path)
+    assert len(data) == 202 and system.startswith("A conversation between User and Assistant.") and all(data["label"])
+    base = load_base(replace(get_profile("cpu"), system=system))
+    inputs, labels = training_batch(base.model, base.processor, [(data["question"][0], None, data["completion"][0])])
+    ids = inputs["input_ids"][0]
+    assert system in base.processor.tokenizer.decode(ids)
+    assert base.processor.tokenizer.decode(ids[labels[0] != IGNORE]) == data["completion"][0] + "<|im_end|>"
 
 
 def test_dataset_info_keeps_what_others_entered(tmp_path):

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import linear
+from transformers import AutoProcessor
 from transformers.integrations import sdpa_attention
 
 from finer1_lite.birds.dataset import evaluation_species
@@ -22,7 +23,7 @@ from finer1_lite.policy import lora as lora_module
 from finer1_lite.policy.inputs import (
     IGNORE, VisionCache, answer_ids, base_model, model_inputs, pad, prompt_ids, training_batch,
 )  # fmt: skip
-from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, suit_the_card
+from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, load_processor, suit_the_card
 from finer1_lite.policy.lora import add_products, decoding
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
 from finer1_lite.policy.scoring import completion_logps
@@ -52,6 +53,18 @@ def plain(policy, images):
     processor = policy.processor
     chats = [processor.apply_chat_template(messages(q), tokenize=False, add_generation_prompt=True) for q in ASK]
     return processor(text=chats, images=images, padding=True, padding_side="left", return_tensors="pt")
+
+
+def test_a_system_turn_stands_before_every_question_and_is_saved_with_the_processor(policy, prompts, tmp_path):
+    turn = 'You "think" {{ first }}.\nThen you name it, 鸟.'
+    processor = load_processor(replace(policy.profile, system=turn))
+    processor.save_pretrained(tmp_path)
+    chat = [{"role": "system", "content": turn}, *messages(ASK[0])]
+    for one in (processor, AutoProcessor.from_pretrained(tmp_path)):
+        ids = prompt_ids(one, *prompts[0])
+        plain = policy.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert turn in plain and one.tokenizer.decode(ids).replace("<|image_pad|>" * 16, "<|image_pad|>") == plain
+        assert one.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == plain  # its own stays
 
 
 def trained(policy, scale=0.05, **changed):

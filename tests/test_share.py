@@ -23,10 +23,13 @@ from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, PROFILES, QWEN_3B, get_profile
 from finer1_lite.evaluate.statistics import COLUMNS
-from finer1_lite.policy.load import Policy, load_policy
+from finer1_lite.policy.load import Policy, load_policy, profile_of
 from finer1_lite.policy.rollout import rollout
+from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, instructed
 from finer1_lite.share import merge_16bit, model_card, push, save_for_sharing
-from finer1_lite.use import PROMPT, classify_batches, classify_folder, read_answer, see, stream_answer
+from finer1_lite.use import (
+    PROMPT, classify_batches, classify_folder, main, prompt_of, read_answer, see, stream_answer,
+)  # fmt: skip
 
 RESULTS = pd.DataFrame(
     [("tapo", "seen", "open", "accuracy", 0.8819, 576, 0), ("tapo", "unseen", "open", "accuracy", 0.6641, 512, 0),
@@ -227,6 +230,33 @@ def test_batches_come_one_by_one_and_a_picture_that_overflows_stops_none(policy,
     *every, last = first + [c for batch in batches for c in batch]
     assert same([c.answer for c in every], [c.answer for c in found.values()][:-1]) >= 0.8  # padding moves roundings
     assert last.answer is None and "overflow" in last.error and last.path == found["g"].path
+
+
+def test_an_adapter_says_all_that_is_needed_to_use_it(policy, album, tmp_path, monkeypatch):
+    """`python -m finer1_lite.use` gets the folder and the adapter alone, and answers as chapter 6 does."""
+    small = replace(policy, profile=replace(policy.profile, max_new_tokens=100, system="You know birds."))
+    small.save(tmp_path / "own")
+    assert profile_of(tmp_path / "own") == small.profile
+    shipped = ASSETS / "reference" / "tapo"
+    own = load_policy(profile_of(shipped), shipped)
+    assert own.profile == policy.profile and prompt_of(own) in {instructed(q) for q in QUESTIONS}
+    assert prompt_of(load_policy(own.profile, ASSETS / "reference" / "sft_answers")).endswith(ANSWER_INSTRUCTION)
+    monkeypatch.setattr("sys.argv", ["use", str(album), "--adapter", str(shipped), "--out", str(tmp_path / "a.csv")])
+    main()
+    rows = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    expected = [(c.path.name, c.answer or "", c.error or "") for c in classify_folder(own, album)]
+    assert [tuple(row) for row in rows[["file", "answer", "error"]].to_numpy()] == expected
+
+
+@pytest.mark.parametrize("base, message", [("some/Base", None), ("my_base", "give its folder as `model_id`")])
+def test_an_adapter_of_another_base_names_it(policy, tmp_path, base, message):
+    (replace(policy, profile=replace(policy.profile, model_id=base))).save(tmp_path)
+    if message is None:
+        assert profile_of(tmp_path).model_id == base
+    else:
+        with pytest.raises(ValueError, match=message):
+            profile_of(tmp_path)
+    assert profile_of(tmp_path, str(ASSETS)).model_id == str(ASSETS)
 
 
 def test_a_folder_without_pictures_is_an_error(policy, tmp_path):

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "finer1_lite"
 LAYERS = (
     ("files", "identity", "images", "logprobs", "samplers", "reading", "prompts"), ("rewards", "losses"), ("config",),
     ("data",), ("policy",),
-    ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"), ("birds", "plots", "use", "share"),
+    ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"),
+    ("birds", "plots", "use", "share", "reproduce"),
 )  # fmt: skip
 FLOOR = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}
 INSIDE_A_LAYER = {("sft", "loop"), ("tapo", "loop"), ("share", "use"), ("birds", "plots")}

@@ -7,21 +7,24 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from test_checkpoint import birds, half_right
 
 from finer1_lite import loop as loop_module
-from finer1_lite.config import TapoConfig, get_profile
+from finer1_lite.config import SFTConfig, TapoConfig, get_profile
 from finer1_lite.cot.chains import chat_row
+from finer1_lite.files import write_csv
 from finer1_lite.loop import FP16_SCALE, Checkpoints, Loop
 from finer1_lite.losses import DAPO, TAPO, LossConfig, group_advantages
 from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
-from finer1_lite.recipes import answer_rows, look_alike_classes, sft_rows
+from finer1_lite.recipes import answer_rows, look_alike_classes, room_for, sft_rows
 from finer1_lite.rewards import ending_reward, released_reward
 from finer1_lite.samplers import TripletSampler
-from finer1_lite.sft import SFT, epochs_of, train_sft
-from finer1_lite.tapo import Rows, Tapo, rehearse
+from finer1_lite.sft import SFT, epochs_of, fitted, train_sft
+from finer1_lite.tapo import Rows, Tapo, rehearse, rollout_rows
 
 PROFILE = get_profile("cpu")
 FEW = {"steps": 2, "questions": 2, "num_anchor": 3, "num_positive": 3, "max_rounds": 2, "micro_batch": 6}
@@ -76,6 +79,48 @@ def test_an_epoch_uses_every_row_once_and_needs_one():
     assert sorted(sum(batches[:3], [])) == list(range(10)) and batches[:3] != batches[3:6]
     with pytest.raises(ValueError, match="no rows"):
         train_sft(None, [], PROFILE.sft, 0)
+
+
+@pytest.mark.parametrize("n, steps, warm", [(28, 70, 6), (5, 50, 5), (1, 10, 1)])
+def test_few_rows_get_enough_steps_and_are_not_all_warm_up(rows, n, steps, warm):
+    sft = SFT(load_policy(PROFILE), (rows * 2)[:n], fitted(SFTConfig(lr=1.0), n), 0)
+    rates = []
+    for _ in range(sft.steps):
+        rates.append(sft.schedule.get_last_lr()[0])
+        sft.optimizer.step()
+        sft.schedule.step()
+    assert (len(rates), rates.index(max(rates))) == (steps, warm)
+
+
+def test_the_answer_s_limit_follows_the_longest_chain(rows):
+    processor = load_policy(PROFILE).processor
+    assert room_for(PROFILE, processor, ["a tarn"]) == PROFILE
+    assert room_for(PROFILE, processor, ["a tarn", "x " * 150]).max_new_tokens == math.ceil(1.25 * 301)
+
+
+def test_a_tracker_and_a_table_of_rollouts_hang_on_a_step(cache, data, tmp_path):
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, rows = "mine", False, {}
+        tracker = property(lambda self: self.rows)
+
+        def store_init_configuration(self, values):
+            self.rows["config"] = values
+
+        def log(self, values, step):
+            self.rows[step] = values
+
+    accelerator, rl = Accelerator(cpu=True, log_with=(mine := Tracker())), loop(cache, data, DAPO, ANCHOR_ONLY)
+    accelerator.init_trackers("finer1", config={"seed": 0})
+
+    def on_step(row):
+        accelerator.log(row, step=row["step"])
+        write_csv(tmp_path / f"{row['step']}.csv", rollout_rows(rl.groups))
+
+    history = rl.train(on_step=on_step)
+    assert [mine.rows[step] for step in range(2)] == history and mine.rows["config"] == {"seed": 0}
+    made = pd.read_csv(tmp_path / "1.csv")
+    assert list(made.text) == [text for g in rl.groups for text in g.texts]
+    assert list(made.rewards) == [half_right(text, "")["overall"] for text in made.text]
 
 
 def test_a_run_that_is_done_is_not_trained_again_and_its_log_is_a_csv_file(cache, data, rows, tmp_path):

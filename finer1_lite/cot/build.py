@@ -2,7 +2,7 @@
 
 A *sampler* maps a list of (image index, prompt) to as many sampled texts. The steps are the paper's (arXiv
 2602.07605, Stage 1): descriptions, the concepts that say most about the image, a structured prompt, a chain,
-quality control. Departure: the prompt, which the paper does not print, is short enough for a tiny model.
+quality control. Departure: the prompt is our own, short enough for a tiny model; the paper prints its in appendix B.
 """
 
 from collections.abc import Callable, Collection

@@ -13,7 +13,8 @@ as prose inside `<think>`, and the name inside `<answer>`:
 
 Quality control follows the paper (arXiv 2602.07605, Stage 1): the prediction is among the candidates and equals the
 label, at most four candidates, no mixed language. Departures: chains that name the label before the candidates, or
-speak of the hidden hints, are rejected too (94 and 263 of the 404 released ones do); the headings are fixed words.
+speak of the hidden hints, are rejected too (of 202 released ones 24% and 70% do, `studies.released_chains`); the
+headings are fixed words.
 """
 
 import re

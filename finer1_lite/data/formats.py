@@ -6,6 +6,7 @@ system prompt, and whatever else a row carries. `FORMS` has the other forms; TRL
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from datasets import Image as ImageColumn
 from ..files import read_jsonl, write_jsonl, write_whole
 from ..images import as_rgb
 from ..prompts import QUESTIONS, bare_question, make_options
-from ..reading import normalise
+from ..reading import normalise, tagged_answer
 from .triplets import MARK
 
 FORMS = {  # keys of the row, keys of a turn, who speaks
@@ -26,6 +27,7 @@ FORMS = {  # keys of the row, keys of a turn, who speaks
     "trl": (["prompt", "completion"], "role", "content", ["system", "user", "assistant"]),
 }
 OPTIONS = 4
+CHAT_COLUMNS = ("image", "label", "question", "completion")
 
 
 def to_chat(row: dict, form: str) -> dict:
@@ -71,6 +73,30 @@ def from_chat(row: dict, form: str) -> dict:
     if [text.count(MARK) for text in [rest.get("system", ""), *texts]] != [0, len(rest["images"]), 0]:
         raise ValueError(f"{MARK} should be in the question, once for each image, and nowhere else, got {texts}")
     return {"messages": [{"role": who, "content": text} for who, text in zip(("user", "assistant"), texts)]} | rest
+
+
+def read_chats(path: str | Path, pictures: str | Path, form: str = "llama_factory") -> tuple[Dataset, str | None]:
+    """Chats about one picture each, a JSON list as the authors released theirs for stage 1, and their system turn.
+
+    Columns: image (the files in the folder `pictures`), label (the answer in tags), question, completion. To train on
+    them as they are, give the turn to the profile: `replace(profile, system=turn)`. ValueError with the number of a
+    row that is no such chat or has another system turn, FileNotFoundError for pictures that are missing.
+    """
+    rows, columns = [], defaultdict(list)
+    for number, raw in enumerate(json.loads(Path(path).read_text(encoding="utf-8")), 1):
+        try:
+            rows.append(from_chat(raw, form))
+            if len(raw["images"]) != 1 or rows[-1].get("system") != rows[0].get("system"):
+                raise ValueError("one picture is needed, and the same system turn as in the first row")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, row {number}: {error}") from None
+        (asked, answered), (image,) = rows[-1]["messages"], raw["images"]
+        found = (str(Path(pictures) / image), tagged_answer(answered["content"]))
+        for name, value in zip(CHAT_COLUMNS, (*found, asked["content"].replace(MARK, ""), answered["content"])):
+            columns[name].append(value)
+    if missing := [image for image in columns["image"] if not Path(image).is_file()]:
+        raise FileNotFoundError(f"{len(missing)} of {len(rows)} pictures are missing, the first is {missing[0]}")
+    return Dataset.from_dict(columns).cast_column("image", ImageColumn()), rows[0].get("system")
 
 
 def to_llama_factory(row: dict) -> dict:

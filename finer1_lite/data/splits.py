@@ -2,8 +2,10 @@
 
 No picture is in two parts. Training images come from the training part of the source; its test part (else validation)
 stays whole as test; val comes from its validation part, else from what is left, and a class gives what it has.
+For pictures of your own, all classes may be seen and most pictures trained on.
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -18,14 +20,15 @@ VAL_PER_CLASS = 2
 
 
 def few_shot(
-    data: Dataset, shots: int = 4, seed: int = 0, seen_fraction: float = 0.6, seen: Iterable[str] | None = None,
+    data: Dataset, shots: int | None = 4, seed: int = 0, seen_fraction: float = 0.6, seen: Iterable[str] | None = None,
     test_per_class: int | None = None,
 ) -> DatasetDict:  # fmt: skip
     """Split into `train` (shots images of each seen class), `val` (VAL_PER_CLASS of every class), `test` (the rest).
 
     data: columns image and label, perhaps split. Adds the column `seen`. seen: the seen classes, instead of a draw
-    with `seed`. test_per_class: the most of a class in `test`. A class with fewer than shots + 1 images becomes
-    unseen, with a warning. ValueError where no class is left to train on, or a class of `seen` is too small.
+    with `seed`. test_per_class: the most of a class in `test`. shots: None for all but a fifth of each class, or the
+    whole training part where the source has a test. A class with fewer than shots + 1 images becomes unseen, with a
+    warning. ValueError where no class is left to train on, or a class of `seen` is too small.
     """
     labels, source = list(data["label"]), list(data["split"]) if "split" in data.column_names else []
     if "train" not in source or not set(source) - {None, "train"}:  # one part alone
@@ -36,13 +39,20 @@ def few_shot(
     if not drawn:
         advice = "give the seen ones as `seen`, or more classes"
         raise ValueError(f"{seen_fraction:.0%} of {len(whole)} class(es) is none to train on: {advice}")
-    small = [name for name in drawn if whole[name] <= shots or usable[name] < shots]
+    fewest = 1 if shots is None else shots
+    small = [name for name in drawn if whole[name] <= fewest or usable[name] < fewest]
     if len(small) == len(drawn) or (small and seen is not None):
-        raise ValueError(f"too few images for {shots} shots and a test in {small[:5]} of the seen {drawn[:5]}")
+        raise ValueError(f"too few images for {fewest} shots and a test in {small[:5]} of the seen {drawn[:5]}")
     if small:
         warnings.warn(f"{len(small)} class(es) too small are never trained on: {', '.join(small[:5])}", stacklevel=2)
     chosen = set(drawn) - set(small)
-    train = _drawn([i for i in pool if labels[i] in chosen], labels, shots, seed)
+    mine = [i for i in pool if labels[i] in chosen]
+    if shots is None and "test" not in source:
+        sizes = Counter(labels[i] for i in mine)
+        each = [([i for i in mine if labels[i] == name], n - math.ceil(n / 5)) for name, n in sizes.items()]
+        train = sorted(row for rows, number in each for row in _drawn(rows, labels, number, seed))
+    else:
+        train = _drawn(mine, labels, shots or len(mine), seed)
     left = sorted(set(range(len(data))) - set(train))
     last = "test" if "test" in source else "val"
     test = _preferred(labels, left, {i for i in left if source[i] == last})

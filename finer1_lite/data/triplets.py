@@ -1,8 +1,8 @@
 """Triplets as a data set that the released TAPO code (on EasyR1 / verl) trains on; written and read back.
 
-Each row has the released columns, as github.com/PKU-ICST-MIPL/FineR1_ICLR2026 reads them (in `TAPO/verl`, files
-`utils/dataset.py` and `trainer/ray_trainer_new.py`): `images`, `image_noisy` and `image_aug`, lists of one image,
-are anchor, positive and negative; `problem` is "<image>" and the bare question, `answer` the label.
+Each row has the released columns, as github.com/PKU-ICST-MIPL/FineR1_ICLR2026 reads them (in `TAPO/verl`): `images`,
+`image_noisy` and `image_aug`, lists of one image, are anchor, positive and negative; `problem` is "<image>" and the
+bare question, `answer` the label.
 """
 
 import io

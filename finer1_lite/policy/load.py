@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
 from transformers.integrations import sdpa_attention
 
-from ..config import ASSETS, Profile
+from ..config import ASSETS, Profile, get_profile
 from .inputs import base_model
 from .lora import with_lean_forward
 
@@ -25,6 +25,7 @@ from .lora import with_lean_forward
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 # The vision tower has layers of the same names, so the pattern starts at `language_model`.
+TINY_BASE = "finer1_lite/birds/assets/base"  # as adapters' files call it
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
@@ -61,7 +62,7 @@ class Policy:
 
     def identity(self) -> dict:
         """What a saved state of the adapter must have been trained with."""
-        p, same = self.profile, ("dtype", "quantize", "lora_r", "lora_alpha", "max_pixels", "max_new_tokens")
+        p, same = self.profile, ("dtype", "quantize", "lora_r", "lora_alpha", "system", "max_pixels", "max_new_tokens")
         model = {"profile": p.name, "model": Path(p.model_id).name, "base": base_digest(self.model)}
         return model | {field: getattr(p, field) for field in same}
 
@@ -78,7 +79,8 @@ class Policy:
         with TemporaryDirectory(prefix="part-", dir=folder) as part:
             self.model.save_pretrained(part, save_embedding_layers=False)  # the embedding is the base's
             weights = Path(part) / ADAPTER_FILES[1]
-            about = {"format": "pt", "base": base_digest(self.model), "runs": json.dumps(self.runs)}
+            facts = {"format": "pt", "base": base_digest(self.model), "runs": json.dumps(self.runs)}
+            about = facts | {"policy": json.dumps(self.identity())}
             save_file(load_file(weights), weights, about)
             for name in ADAPTER_FILES:  # not peft's empty README
                 (Path(part) / name).replace(folder / name)
@@ -87,7 +89,7 @@ class Policy:
 def base_name(profile: Profile) -> str:
     """The base model's name without this machine's path."""
     base = Path(profile.model_id)
-    ours = "finer1_lite/birds/assets/base" if base.resolve() == (ASSETS / "base").resolve() else base.name
+    ours = TINY_BASE if base.resolve() == (ASSETS / "base").resolve() else base.name
     return ours if base.exists() else profile.model_id
 
 
@@ -133,9 +135,13 @@ def suit_the_card(device: str) -> None:
 
 
 def load_processor(profile: Profile) -> AutoProcessor:
-    """The base's processor with the profile's pixels."""
+    """The base's processor with the profile's pixels and system turn."""
     processor = AutoProcessor.from_pretrained(profile.model_id)  # `max_pixels` here would warn at every later call
     processor.image_processor.size = dict(processor.image_processor.size) | {"longest_edge": profile.max_pixels}
+    if profile.system is not None:  # in the template, so that it is saved with the processor
+        first = f"[{{'role': 'system', 'content': {json.dumps(profile.system)}}}]"
+        own = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {first} + messages %}}{{% endif %}}"
+        processor.chat_template = processor.tokenizer.chat_template = own + processor.tokenizer.chat_template
     return processor
 
 
@@ -153,9 +159,30 @@ def load_policy(profile: Profile, adapter: str | Path | None = None, seed: int =
     if adapter is None:
         return add_adapter(policy, seed)
     model = with_lean_forward(read_adapter(policy.model, adapter, trainable)).eval()
+    return replace(policy, model=model, runs=tuple(_about(adapter, "runs", "[]")))
+
+
+def _about(adapter: str | Path, key: str, default: str):
     with safe_open(Path(adapter) / ADAPTER_FILES[1], "pt") as file:
-        runs = json.loads((file.metadata() or {}).get("runs", "[]"))
-    return replace(policy, model=model, runs=tuple(runs))
+        return json.loads((file.metadata() or {}).get(key, default))
+
+
+def profile_of(adapter: str | Path, model_id: str | None = None) -> Profile:
+    """The profile that the adapter in a folder was trained with, as its files say; only the kind of GPU may differ.
+
+    model_id: where its base lies, if not on the Hub or in this package. ValueError for an adapter that does not say
+    what it is or needs `model_id`, RuntimeError as `get_profile`.
+    """
+    check_files(adapter)
+    told = _about(adapter, "policy", "{}")
+    if not told:
+        raise ValueError(f"the adapter in {adapter} does not say how it was trained: load it with `load_policy`")
+    base = model_id or json.loads((Path(adapter) / ADAPTER_FILES[0]).read_text())["base_model_name_or_path"]
+    base = str(ASSETS / "base") if base == TINY_BASE else base
+    if "/" not in base and not Path(base).is_dir():
+        raise ValueError(f"the adapter in {adapter} is for the base {base!r}: give its folder as `model_id`")
+    known = {key: value for key, value in told.items() if key not in ("profile", "model", "base")}
+    return replace(get_profile(told["profile"]), model_id=base, **known)
 
 
 def read_adapter(model, folder: str | Path, trainable: bool = False) -> PeftModel:
@@ -164,11 +191,7 @@ def read_adapter(model, folder: str | Path, trainable: bool = False) -> PeftMode
     FileNotFoundError without its two files, which PEFT would look for on the Hub, or in a pickle. ValueError for
     weights that are damaged, lack some or fit another model, and for an adapter of another base.
     """
-    config, weights = (Path(folder) / name for name in ADAPTER_FILES)
-    if missing := [path.name for path in (config, weights) if not path.is_file()]:
-        raise FileNotFoundError(
-            f"no adapter in {folder}: {missing[0]} is missing; run the notebook that trains it, or use the shipped one"
-        )
+    weights = check_files(folder)
     try:
         with safe_open(weights, "pt") as file:
             has, base = set(file.keys()), (file.metadata() or {}).get("base")
@@ -187,6 +210,15 @@ def read_adapter(model, folder: str | Path, trainable: bool = False) -> PeftMode
     return made
 
 
+def check_files(folder: str | Path) -> Path:
+    """The file of an adapter's weights; FileNotFoundError without it or the one beside it."""
+    if missing := [name for name in ADAPTER_FILES if not (Path(folder) / name).is_file()]:
+        raise FileNotFoundError(
+            f"no adapter in {folder}: {missing[0]} is missing; run the notebook that trains it, or use the shipped one"
+        )
+    return Path(folder) / ADAPTER_FILES[1]
+
+
 def base_digest(model) -> str:
     """A digest of the base below an adapter, the same in all precisions: of its norms, which training moves too."""
     norms = {n: p.float() for n, p in base_model(model).model.language_model.named_parameters() if "norm" in n}
@@ -203,7 +235,8 @@ def digest(tensors: dict[str, torch.Tensor], text: str = "") -> str:
 
 def fingerprint(policy: Policy) -> str:
     """A digest of what decides greedy answers: the adapter's weights, the base's last layer, precision and limits."""
-    limits = tuple(getattr(policy.profile, name) for name in ("dtype", "quantize", "max_pixels", "max_new_tokens"))
+    names = ("dtype", "quantize", "system", "max_pixels", "max_new_tokens")
+    limits = tuple(getattr(policy.profile, name) for name in names)
     weights = dict(policy.backbone.language_model.layers[-1].named_parameters())  # other bases differ in all layers
     if isinstance(policy.model, PeftModel):
         weights |= get_peft_model_state_dict(policy.model, save_embedding_layers=False)
