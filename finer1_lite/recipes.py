@@ -10,7 +10,7 @@ import torch
 from .config import ASSETS, Profile
 from .cot.build import Built, Sampler, Task, build_chains
 from .cot.chains import chat_row, question_and_completion, spelt, to_completion
-from .cot.concepts import choose_concepts
+from .cot.concepts import choose_phrases
 from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache, answer_ids
 from .policy.load import Policy
@@ -35,9 +35,9 @@ def tasks_of(labels: list[str], seed: int) -> list[Task]:
 
 
 def make_chains(base: Sampler, teacher: Sampler, labels: list[str], seed: int) -> tuple[list[Task], Built]:
-    """The chains of Stage 1: described, told the label, written, checked, sampled again."""
+    """The chains of Stage 1, of the bird world: described, told the label, written, checked, sampled again."""
     tasks = tasks_of(labels, seed)
-    return tasks, build_chains(tasks, base, teacher, choose_concepts, samples=DESCRIPTIONS_PER_QUESTION)
+    return tasks, build_chains(tasks, base, teacher, choose_phrases, samples=DESCRIPTIONS_PER_QUESTION)
 
 
 def chain_rows(tasks: list[Task], built: Built, cache: VisionCache) -> list[dict]:

@@ -1,7 +1,8 @@
 """A teacher on this machine: any image-text-to-text model of transformers, with its own `generate`.
 
     teacher = LocalTeacher.from_pretrained("Qwen/Qwen2.5-VL-32B-Instruct", data["image"], four_bit=True)
-    build_chains(tasks, teacher, teacher, choose_concepts, prompt=explained_prompt)
+    choose = partial(choose_concepts, encode=sentence_encoder(download=True))
+    build_chains(tasks, teacher, teacher, choose, questions=describe_questions("bird"), prompt=explained_prompt)
 
 `policy.rollout` is faster, but reads Qwen2.5-VL only. A model's own generation_config is not followed.
 """
