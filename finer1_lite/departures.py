@@ -28,8 +28,7 @@ def departures(profile: Profile) -> pd.DataFrame:
         "pixels, evaluation": ("the processor's limits", f"{p.max_pixels:,} at most", "`max_pixels`: time"),
         "system turn": ("stage 1 an R1-like one, then the model's own", p.system or "the model's own",
                         "`formats.read_chats` gives it, `system` takes it"),
-        "instruction": ("from their format-prompt file", THINK_INSTRUCTION, "`ask` of `Tapo`, prompts of `answers.ask`"),
+        "instruction": ("from their format-prompt file", THINK_INSTRUCTION, "`ask` of `Tapo`, prompts of `ask`"),
         "pictures, stage 2": ("other ones than in stage 1", "those of the 4 shots", "another `cache` and `labels`"),
-        "format in the reward": ("may go on after the answer", p.reward.__name__, "`rewards.released_reward`"),
     }  # fmt: skip
     return pd.DataFrame(rows, index=["authors", f"here ({p.name})", "to follow them"]).T

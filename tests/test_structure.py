@@ -13,7 +13,7 @@ PACKAGE = ROOT / "finer1_lite"
 # From the bottom. A module imports from lower layers and from its own folder.
 LAYERS = (
     ("files", "identity", "images", "logprobs", "samplers", "reading", "prompts"), ("rewards", "losses"), ("config",),
-    ("departures", "data",), ("policy",),
+    ("departures", "data"), ("policy",),
     ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"),
     ("birds", "plots", "use", "share", "reproduce"),
 )  # fmt: skip
