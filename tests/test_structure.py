@@ -72,6 +72,15 @@ def test_chapters_need_no_study():
         assert not re.search(r"^\s*(?:from|import) studies\b", code, re.MULTILINE), chapter.name
 
 
+def test_the_owner_stands_in_one_place():
+    """Badges, pip lines and cards have the repository of pyproject.toml: `make owner` changes all."""
+    owner = re.search(r"github\.com/([^/]+)/finer1_lite", (ROOT / "pyproject.toml").read_text())[1]
+    files = [ROOT / "README.md", PACKAGE / "card.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    for file in files:
+        found = re.findall(r"github(?:\.com)?/([\w-]+)/finer1_lite", file.read_text(encoding="utf-8"))
+        assert found and set(found) == {owner}, file.name
+
+
 def test_sizes():
     sizes = {path: lines([path]) for path in FILES}
     assert max(sizes.values()) <= 300, max(sizes, key=sizes.get)
