@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfil
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test test-slow install study evidence
+.PHONY: run test test-slow install study evidence owner
 .DEFAULT_GOAL := run
 
 install: .venv/installed
@@ -33,6 +33,11 @@ test: install
 # What takes longer: twenty kills, all chapters on a pretended GPU, pre-training, the 3B's real sizes.
 test-slow: install
 	$(PYTEST) -m slow tests
+
+# A fork: its owner's name in pyproject.toml, in the chapters' badges and pip lines, and on cards.
+owner:
+	sed -i -E 's#(github(\.com)?)/[A-Za-z0-9-]+/finer1_lite#\1/$(OWNER)/finer1_lite#g' pyproject.toml README.md \
+	  finer1_lite/card.md notebooks/*.ipynb
 
 # The committed results: five seeds of the whole story without notebooks, and the shipped artefacts from seed 0.
 study: install

@@ -1,4 +1,4 @@
-"""One profile for each kind of machine: the bird world with its tiny model on a CPU, or Qwen2.5-VL on one CUDA card.
+"""One profile for each kind of machine: the bird world with its tiny model on a CPU, or a Qwen-VL on one CUDA card.
 
 Departures from the paper: LoRA, and so higher learning rates; on the CPU also fewer questions and steps.
 """
@@ -100,6 +100,7 @@ _A100 = replace(_L4, name="a100", dense_rollout=True)
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     _CPU, replace(_L4, name="t4", dtype="float16", eval_batch=32), _L4, _A100, replace(_A100, name="h100"),
     replace(_L4, name="a100_bf16", quantize=False),  # LoRA on 16-bit weights
+    replace(_L4, name="l4_qwen3", model_id="Qwen/Qwen3-VL-2B-Instruct"),  # Apache 2.0; the 3B forbids commercial use
     replace(_A100, name="a100_7b", model_id="Qwen/Qwen2.5-VL-7B-Instruct"),
 )}  # fmt: skip
 

@@ -36,10 +36,13 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`: a safetensors file every `every` steps, of which `keep` stay."""
+    """The checkpoints of one run in `folder`, safetensors files of which `keep` stay.
 
-    def __init__(self, folder: str | Path, every: int = 10, keep: int = 2):
-        self.folder, self.every, self.keep = Path(folder), every, keep
+    One is written every `every` steps, and after a step where the last one, or the start, is `minutes` ago.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 10, keep: int = 2, minutes: float = 10.0):
+        self.folder, self.every, self.keep, self.minutes = Path(folder), every, keep, minutes
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of `step` lies."""
@@ -217,6 +220,7 @@ class Loop:
             self.restore(*saved)
         done, main, before = self.history, self.team.rank == 0, None
         spent, start = done[-1]["seconds"] if done else 0.0, time.perf_counter()
+        kept = start  # when the last checkpoint was written
         bar = tqdm(total=self.steps, initial=len(done), desc=self.stage, mininterval=5, disable=not main)
         try:
             while len(done) < self.steps:
@@ -226,8 +230,11 @@ class Loop:
                     figures = {"step": len(done)} | figures | self.update(batch)
                     done.append(figures | {"seconds": spent + time.perf_counter() - start})
                 bar.update()
-                if checkpoints and (len(done) % checkpoints.every == 0 or len(done) == self.steps):
+                due = checkpoints and time.perf_counter() - kept > 60 * checkpoints.minutes
+                due = bool(checkpoints and self.team.sum(due))  # all processes write, or none
+                if checkpoints and (due or len(done) % checkpoints.every == 0 or len(done) == self.steps):
                     self._save(checkpoints)
+                    kept = time.perf_counter()
                 if on_step:
                     on_step(done[-1])
         except KeyboardInterrupt:

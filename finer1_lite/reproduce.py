@@ -23,7 +23,7 @@ from datasets import Image as ImageColumn
 from .config import PROFILES, Profile, get_profile
 from .cot.build import Sampler, Task, build_chains, describe_questions, explained_prompt
 from .cot.chains import load_chains, save_chains
-from .cot.concepts import choose_concepts
+from .cot.concepts import choose_concepts, sentence_encoder
 from .data import benchmarks
 from .data.formats import ClosedWorld, read_chats, read_closed_world, write_closed_world
 from .data.sources import load_images
@@ -113,9 +113,9 @@ class Lab:
 
     def __init__(
         self, profile: Profile, folders: dict[str, Path], released: Path | None, out: Path,
-        teacher: Callable[[Sequence, Path], Sampler] | None = None,
+        teacher: Callable[[Sequence, Path], Sampler] | None = None, encoder: str = "intfloat/e5-large-v2",
     ):  # fmt: skip
-        self.profile, self.out, self.base = profile, out, load_base(profile)
+        self.profile, self.out, self.encoder, self.base = profile, out, encoder, load_base(profile)
         self.domains = [read_domain(noun, folder, released, self.base, out) for noun, folder in folders.items()]
         self.images = concatenate_datasets([d.train.select_columns(["image"]) for d in self.domains])["image"]
         self.domain_of = [d for d in self.domains for _ in range(len(d.train))]  # of each training picture
@@ -130,11 +130,13 @@ class Lab:
     def chains(self) -> list[Row]:
         """Rows for CoT SFT of chains by the teacher, who is told the label; kept in `chains.jsonl`."""
         path, rows, first, seed = self.out / "chains.jsonl", [], 0, self.profile.seed
-        voice = self.teacher(self.images, self.out / "voice.jsonl")
+        if not path.exists():  # before anybody describes: the encoder may be missing
+            choose = partial(choose_concepts, encode=sentence_encoder(self.encoder, download=True))
+            voice = self.teacher(self.images, self.out / "voice.jsonl")
         for d in self.domains if not path.exists() else ():
             names, rng = d.train["label"][:], np.random.default_rng(seed)
             tasks = [Task(first + i, names[i], bare_question(rng, d.phrasings)) for i in one_per_class(names)]
-            built = build_chains(tasks, voice, voice, choose_concepts, known_names=sorted(set(names)),
+            built = build_chains(tasks, voice, voice, choose, known_names=sorted(set(names)),
                                  questions=describe_questions(d.noun), prompt=explained_prompt)  # fmt: skip
             rows, first = rows + chain_rows(tasks, built, self.cache), first + len(names)
         if not path.exists():
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path(), help="where the pictures of these chains lie")
     parser.add_argument("--teacher", help="who writes chains instead: the name of a model behind --endpoint")
     parser.add_argument("--endpoint", help="its address, as http://localhost:8000/v1; the key: OPENAI_API_KEY")
+    parser.add_argument("--encoder", default="intfloat/e5-large-v2", help="of sentences, for own chains; is fetched")
     parser.add_argument("--model", help="a folder or Hub id instead of the profile's: the authors' checkpoint, say")
     parser.add_argument("--similarity", help="a SigLIP for the open-world similarity: google/siglip-base-patch16-256")
     parser.add_argument("--out", type=Path, help="runs/PROFILE/reproduce")
@@ -263,7 +266,7 @@ def main() -> None:
         parser.error(f"unknown data {', '.join(unknown)}; write it as in bird=FOLDER, known are {', '.join(READERS)}")
     encode = Siglip(args.similarity, profile.device).texts if args.similarity else None
     teacher = partial(Endpoint, args.teacher, base_url=args.endpoint) if args.teacher else None
-    run(Lab(profile, folders, args.questions, out, teacher), args.methods, chats, encode)
+    run(Lab(profile, folders, args.questions, out, teacher, args.encoder), args.methods, chats, encode)
 
 
 if __name__ == "__main__":

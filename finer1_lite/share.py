@@ -24,11 +24,13 @@ OURS = re.compile(  # what save_for_sharing and merge_16bit write; a folder may 
     r"|(adapter_config|config|generation_config|model\.safetensors\.index|processor_config|preprocessor_config"
     r"|video_preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
 )
+APACHE = {"license": "apache-2.0"}, "Apache 2.0, like the base."
 UNKNOWN = {"license": "unknown"}, "That of the base; look it up before you pass this on."
 LICENCES = {  # base -> what the Hub reads, what a person reads
     TINY: ({"license": "mit"}, "MIT, like the base, which finer1_lite pre-trained itself."),
     QWEN_3B: ({"license": "other", "license_name": "qwen-research", "license_link": TERMS},
               f"Improved using Qwen. The base's [Qwen Research License]({TERMS}) holds: no commercial use."),
+    **dict.fromkeys([f"Qwen/{n}-Instruct" for n in ("Qwen2.5-VL-7B", "Qwen3-VL-2B", "Qwen3-VL-4B")], APACHE),
 }  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def model_card(policy: Policy, method: str, data: str, results=None, merged=Fals
     runs = [{k: len(v) if k == "classes" else v for k, v in run.items() if k not in ("end", "prompt")}
             for run in policy.runs]  # fmt: skip
     hub, licence = LICENCES.get(profile.model_id, UNKNOWN)
-    base, think, packed = base_name(profile), method != "sft_answers", quantization(profile)
+    base, think, packed = base_name(profile), method != "sft_answers", quantization(profile.quantize, profile.dtype)
     relation = {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
     metadata = ModelCardData(
         library_name="transformers" if merged else "peft", pipeline_tag="image-text-to-text", language="en",

@@ -16,7 +16,7 @@ from finer1_lite.birds.dataset import PER_CLASS, load_birds
 from finer1_lite.config import Profile, TapoConfig, get_profile
 from finer1_lite.cot.build import Sampler, build_chains
 from finer1_lite.cot.chains import load_chains, save_chains
-from finer1_lite.cot.concepts import choose_concepts
+from finer1_lite.cot.concepts import choose_phrases
 from finer1_lite.evaluate.answers import WITHOUT_CHAIN, Prediction, predict
 from finer1_lite.losses import LossConfig
 from finer1_lite.policy.inputs import VisionCache
@@ -63,7 +63,7 @@ class Seed:
         path = self.out / "chains.jsonl"
         if not path.exists():
             tasks = tasks_of(self.labels, self.seed)
-            built = build_chains(tasks, *self.writers(), choose_concepts, samples=DESCRIPTIONS_PER_QUESTION)
+            built = build_chains(tasks, *self.writers(), choose_phrases, samples=DESCRIPTIONS_PER_QUESTION)
             save_chains(path, chain_rows(tasks, built, self.cache))
         return load_chains(path)
 

@@ -81,6 +81,12 @@ def straight(data):
     return loop.state()[0], untimed(history), history[-1]["seconds"]
 
 
+def test_a_slow_step_is_kept_at_once(data, tmp_path):
+    loop = make_loop(data)
+    loop.train(checkpoints=(slow := Checkpoints(tmp_path / "slow", every=100, keep=100, minutes=0.0)))
+    assert slow.steps() == list(range(1, len(loop.history) + 1))
+
+
 def run_to_the_end(loop: Tapo, folder: Path) -> None:
     loop.train(checkpoints=Checkpoints(folder / "checkpoints", every=1))
     save_file(loop.state()[0], folder / "end")

@@ -12,6 +12,7 @@ import torch
 
 from finer1_lite import config
 from finer1_lite.config import PROFILES, artefact, get_profile, runs_folder, suggest_profile
+from finer1_lite.departures import departures
 
 
 def test_without_cuda_the_cpu_profile_fits_and_others_say_what_they_need(monkeypatch):
@@ -84,3 +85,12 @@ def test_the_allocator_s_blocks_grow_unless_the_reader_says_otherwise(told, kept
     code = "import os, finer1_lite; print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
     asked = subprocess.run([sys.executable, "-c", code], env=clean | told, capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == str(kept)
+
+
+def test_departures_are_those_of_the_profile():
+    tables = {name: departures(profile) for name, profile in PROFILES.items()}
+    assert all(table.index.is_unique and not table.isna().any(axis=None) for table in tables.values())
+    here = {name: table.iloc[:, 1] for name, table in tables.items()}
+    assert here["l4"]["weights"] == "LoRA, r 16, on NF4" and here["a100_bf16"]["weights"].endswith("bfloat16")
+    assert here["l4"]["pixels, stage 2"] == "200,704 at most" and here["l4"]["learning rates"] == "0.0001 and 2e-05"
+    assert departures(replace(PROFILES["l4"], system="Think."))["here (l4)"]["system turn"] == "Think."

@@ -12,12 +12,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import linear
-from transformers import AutoProcessor
+from transformers import (
+    AutoConfig, AutoProcessor, Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor,
+    Qwen3VLVideoProcessor, set_seed,
+)  # fmt: skip
 from transformers.integrations import sdpa_attention
 
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
-from finer1_lite.config import get_profile
+from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy import lora as lora_module
 from finer1_lite.policy.inputs import (
@@ -32,14 +35,39 @@ from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What colour is the beak?", "Describe the bird."]
 
 
+FAMILIES = [None, "Qwen3-VL"]  # None: the birds' Qwen2.5-VL
+
+
+def qwen3_profile(folder):
+    """A profile for a random Qwen3-VL of the real classes, written to `folder`: the birds' words, patches of 16."""
+    set_seed(5)
+    tokenizer = load_processor(get_profile("cpu")).tokenizer
+    birds = AutoConfig.from_pretrained(ASSETS / "base")
+    ids = {f"{n}_token_id": getattr(birds, f"{n}_token_id") for n in "image video vision_start vision_end".split()}
+    text = dict(
+        vocab_size=birds.text_config.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, initializer_range=0.2, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+    )  # fmt: skip
+    vision = dict(depth=3, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64, patch_size=16,
+                  num_position_embeddings=16, deepstack_visual_indexes=[0, 1], initializer_range=0.2)  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    scale = Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 1024, "longest_edge": 2**24})
+    template = tokenizer.chat_template
+    Qwen3VLProcessor(scale, tokenizer, Qwen3VLVideoProcessor(), chat_template=template).save_pretrained(folder)
+    return replace(get_profile("cpu"), model_id=str(folder), max_pixels=128 * 128)
+
+
 @pytest.fixture(scope="module")
 def images():
     return [draw(s, 7) for s in evaluation_species()[:4]]
 
 
 @pytest.fixture(scope="module")
-def policy():
-    return load_policy(get_profile("cpu"), seed=3)
+def policy(request, tmp_path_factory):
+    other = getattr(request, "param", None)
+    return load_policy(qwen3_profile(tmp_path_factory.mktemp(other)) if other else get_profile("cpu"), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +109,7 @@ def states(policy):
     return policy.backbone(input_ids=torch.arange(40).view(2, 20)).last_hidden_state
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_cached_features_give_the_same_logits_as_pixels(policy, prompts, plain):
     ours, _ = training_batch(policy.model, policy.processor, [(*prompt, "a") for prompt in prompts])
     with torch.no_grad():
@@ -88,37 +117,50 @@ def test_cached_features_give_the_same_logits_as_pixels(policy, prompts, plain):
     for row in range(4):
         n = int(plain["attention_mask"][row].sum())
         torch.testing.assert_close(got[row, :n], expected[row, -n:], atol=2e-4, rtol=1e-4)
+    deepstack = prompts[0][1].deepstack
+    assert len(deepstack) == (2 if policy.model.config.model_type == "qwen3_vl" else 0)
+    if deepstack:  # and they count
+        ours["mm_encoder_outputs"]["image"].deepstack_features = []
+        with torch.no_grad():
+            assert (policy.model(**ours).logits - got).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_every_image_is_encoded_once_and_a_full_cache_forgets_the_oldest(policy, images):
     cache = VisionCache(policy.model, policy.processor, images)
-    first = [f.tokens for f in cache.get([0, 1, 1, 2])]
+    first, width = [f.tokens for f in cache.get([0, 1, 1, 2])], 3 * 64 if cache.get([0])[0].deepstack else 128
     cache.get([2, 0, 3])
     assert cache.patches_encoded == 4 * 64
-    small = VisionCache(policy.model, policy.processor, images, max_bytes=2 * 16 * 128 * 4)  # two images
+    small = VisionCache(policy.model, policy.processor, images, max_bytes=2 * 16 * width * 4)  # two images
     small.get([0, 1, 2]), small.get([2]), small.get([1])
-    assert small.bytes == 2 * 16 * 128 * 4 and small.patches_encoded == 3 * 64
+    assert small.bytes == 2 * 16 * width * 4 and small.patches_encoded == 3 * 64
     assert torch.allclose(small.get([0])[0].tokens, first[0], atol=1e-5) and small.patches_encoded == 4 * 64
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_pictures_of_many_sizes_are_encoded_as_one_by_one(policy, images):
     mixed = [images[0], images[1].resize((300, 200)), images[2].convert("L"), images[3]]
     together = VisionCache(policy.model, policy.processor, mixed).get(range(4))
     for i, features in enumerate(together):
         alone = VisionCache(policy.model, policy.processor, mixed).get([i])[0]
-        assert torch.equal(alone.grid, features.grid) and torch.allclose(alone.tokens, features.tokens, atol=1e-4)
+        assert torch.equal(alone.grid, features.grid)
+        for a, b in zip((alone.tokens, *alone.deepstack), (features.tokens, *features.deepstack), strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_features_that_overflow_half_precision_name_the_image(policy, images):
     half = load_policy(replace(policy.profile, quantize=False, dtype="float16"))
     assert half.backbone.visual.dtype == torch.float32 and half.backbone.language_model.dtype == torch.float16
     assert VisionCache(half.model, half.processor, images).get([0])[0].tokens.dtype == torch.float16
+    deepstack = getattr(half.backbone.visual, "deepstack_merger_list", None)
     with torch.no_grad():
-        half.backbone.visual.merger.mlp[2].weight.mul_(1e7)
+        (deepstack[1].linear_fc2 if deepstack else half.backbone.visual.merger.mlp[2]).weight.mul_(1e7)
     with pytest.raises(FloatingPointError, match=r"image 1 \(112x112 pixels\).*max_pixels"):
         VisionCache(half.model, half.processor, images).get([1])
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, prompts):
     inputs, labels = training_batch(policy.model, policy.processor, [(*prompts[0], "red crown."), (ASK[1], None, "a")])
     tokenizer, image = policy.processor.tokenizer, policy.model.config.image_token_id
@@ -127,6 +169,7 @@ def test_prompts_hold_image_placeholders_and_only_answers_are_labelled(policy, p
     assert (inputs["input_ids"][labels != IGNORE] == labels[labels != IGNORE]).all()
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_nf4_spares_the_vision_tower_and_the_head_and_lora_spares_the_tower(policy):
     names = [n for n, m in policy.model.named_modules() if isinstance(m, Linear4bit)]
     assert len(names) == 7 * 5 and all("language_model" in n for n in names)
@@ -183,6 +226,8 @@ def test_an_adapter_is_whole_and_of_this_base_or_refused(policy, tmp_path):
         load_policy(policy.profile, tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="holds no config.json"):
         load_base(replace(policy.profile, model_id=str(tmp_path)))
+    with pytest.raises(ValueError, match="siglip is a model of the kind 'siglip': set a Qwen2.5-VL's or Qwen3-VL's"):
+        load_base(replace(policy.profile, model_id=str(ASSETS / "siglip")))
 
 
 @pytest.mark.parametrize("kind", ({"use_dora": True}, {"lora_dropout": 0.1}))
@@ -213,6 +258,7 @@ def test_a_card_has_its_settings(monkeypatch, card, grouped):
         cuda.matmul.allow_fp16_reduced_precision_reduction = switches[1]
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 @pytest.mark.parametrize("dense, kind", ((True, linear), (False, add_products)))
 def test_decoding_computes_the_same_and_leaves_the_policy_alone(policy, dense, kind):
     changed = trained(policy, dense_rollout=dense)
@@ -294,6 +340,7 @@ def test_a_rollout_that_stops_while_it_begins_leaves_the_policy_whole(policy, mo
     assert [vars(m).get("forward") for m in policy.model.modules()] == before
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_greedy_rollout_is_what_generate_gives_side_by_side(policy, prompts, plain):
     how = {"do_sample": False, "suppress_tokens": forbidden_ids(policy.model)}
     generated = policy.model.generate(**plain, **how, max_new_tokens=60)
@@ -345,6 +392,7 @@ def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, prompts)
         rollout(tight, prompts, 5, torch.Generator().manual_seed(0), max_new_tokens=8)
 
 
+@pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["cached", "packed"])
 def test_shared_prompts_give_the_numbers_and_gradients_of_padded_rows(policy, prompts, checkpointing):
     """Scoring reads each prompt once; the plain way is a padded row for every completion. Without NF4, so in fp32."""

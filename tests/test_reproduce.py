@@ -12,6 +12,7 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.cot.build import DESCRIBE, structured_prompt
 from finer1_lite.cot.chains import load_chains
+from finer1_lite.cot.concepts import choose_phrases
 from finer1_lite.data.formats import to_llama_factory, write_rows
 from finer1_lite.evaluate.protocols import RULES
 from finer1_lite.policy.inputs import VisionCache
@@ -104,6 +105,8 @@ def test_two_data_sets_one_model_from_released_files_to_the_table(released, tmp_
 def test_chains_of_a_teacher_and_questions_of_our_own(released, tmp_path, monkeypatch):
     """As the bird world's teacher was never told how an expert finds a name, it gets the short prompt."""
     monkeypatch.setattr(reproduce, "explained_prompt", structured_prompt)
+    monkeypatch.setattr(reproduce, "choose_concepts", lambda captions, encode: choose_phrases(captions))
+    monkeypatch.setattr(reproduce, "sentence_encoder", lambda name, download: None)
     monkeypatch.setattr(reproduce, "describe_questions", lambda noun: DESCRIBE)
     teacher = load_policy(CPU, TEACHER, trainable=False)
 

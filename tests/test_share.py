@@ -16,7 +16,8 @@ from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from test_policy import qwen3_profile, trained
 
 from finer1_lite import share, use
 from finer1_lite.birds.dataset import evaluation_species
@@ -116,6 +117,30 @@ def test_the_card_of_another_base_claims_nothing():
     assert "<think>" not in card.text  # answers alone were trained, so no chain is asked for
 
 
+@pytest.mark.parametrize("name", ["l4_qwen3", "a100_7b"])
+def test_the_card_of_an_apache_base_allows_as_much(name):
+    card = ModelCard(model_card(Policy(None, None, PROFILES[name]), "tapo", "birds"))
+    assert card.data.license == "apache-2.0" and "Apache 2.0" in card.text and "Research License" not in card.text
+
+
+def test_a_qwen3_is_merged_and_loaded_by_the_class_on_the_card(tmp_path):
+    policy = trained(Policy(None, None, qwen3_profile(tmp_path / "base")))
+    folder = save_for_sharing(policy, tmp_path / "adapter", "tapo", "birds")
+    merged = merge_16bit(policy.profile, folder, tmp_path / "merged", "the card")
+    whole, ids = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.float32), torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        ours, theirs = policy.model(input_ids=ids).logits, whole(input_ids=ids).logits
+        assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.999
+        with policy.model.disable_adapter():
+            assert torch.cosine_similarity(policy.model(input_ids=ids).logits.flatten(), theirs.flatten(), 0) < 0.99
+
+
+def test_a_qwen3_streams_what_it_rolls_out(tmp_path, birds):
+    policy = load_policy(qwen3_profile(tmp_path))
+    written = "".join(stream_answer(policy, birds[0]))
+    assert [written] == rollout(policy, [(PROMPT, see(policy, birds[0]))], 1, None, temperature=0).texts
+
+
 @pytest.mark.parametrize("method, results, message", [
     ("base", None, "choose one of: sft_answers"), ("cot_sft", RESULTS, "only of: tapo, dapo"),
 ])  # fmt: skip
@@ -145,7 +170,7 @@ def test_the_code_on_the_card_runs_and_names_the_bird(kind, birds, texts, tmp_pa
 def test_plain_transformers_and_peft_give_our_answers(shared, birds, texts):  # but for the order of sums
     options = re.search(r"=(BitsAndBytesConfig\(.*?\))`", (shared / "README.md").read_text()).group(1)
     how = {"quantization_config": eval(options, {"BitsAndBytesConfig": BitsAndBytesConfig}), "dtype": torch.float32}
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(ASSETS / "base", **how)
+    model = AutoModelForImageTextToText.from_pretrained(ASSETS / "base", **how)
     model, processor = PeftModel.from_pretrained(model, shared), AutoProcessor.from_pretrained(shared)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "finer1_lite"
 # From the bottom. A module imports from lower layers and from its own folder.
 LAYERS = (
     ("files", "identity", "images", "logprobs", "samplers", "reading", "prompts"), ("rewards", "losses"), ("config",),
-    ("data",), ("policy",),
+    ("departures", "data"), ("policy",),
     ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"),
     ("birds", "plots", "use", "share", "reproduce"),
 )  # fmt: skip
@@ -70,6 +70,15 @@ def test_chapters_need_no_study():
         cells = json.loads(chapter.read_text())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         assert not re.search(r"^\s*(?:from|import) studies\b", code, re.MULTILINE), chapter.name
+
+
+def test_the_owner_stands_in_one_place():
+    """Badges, pip lines and cards have the repository of pyproject.toml: `make owner` changes all."""
+    owner = re.search(r"github\.com/([^/]+)/finer1_lite", (ROOT / "pyproject.toml").read_text())[1]
+    files = [ROOT / "README.md", PACKAGE / "card.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    for file in files:
+        found = re.findall(r"github(?:\.com)?/([\w-]+)/finer1_lite", file.read_text(encoding="utf-8"))
+        assert found and set(found) == {owner}, file.name
 
 
 def test_sizes():

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from test_checkpoint import birds, half_right
+from test_policy import qwen3_profile
 
 from finer1_lite import loop as loop_module
 from finer1_lite.config import SFTConfig, TapoConfig, get_profile
@@ -144,6 +145,20 @@ def test_rl_moves_every_adapter_weight(cache, data, loss):
     assert len(history) == 2 and all(row["groups_kept"] for row in history)
     # The first step moves only B (A's gradient is B times something, and B starts at 0); the second moves both.
     assert not any(torch.equal(a, b) for a, b in zip(before, rl.policy.trainable()))
+
+
+def test_a_qwen3_trains_in_both_stages(data, tmp_path):
+    profile = replace(qwen3_profile(tmp_path), max_new_tokens=9)
+    policy = load_policy(profile)
+    cache = VisionCache(policy.model, policy.processor, data["image"])
+    sampler = TripletSampler(data["label"], look_alike_classes(cache, data["label"]), 0)
+    rl = Tapo(policy, cache, data["label"], sampler, replace(SMALL, steps=1), TAPO, 0, half_right)
+    config = replace(profile.sft, epochs=1, batch_size=8, warmup_steps=0)
+    sft = SFT(policy, answer_rows(data["label"], cache, 0)[:8], config, 0)
+    for stage in (sft, rl):
+        before = [p.detach().clone() for p in policy.trainable()]
+        assert math.isfinite(stage.train()[0]["loss"]) and len(stage.history) == 1
+        assert not all(torch.equal(a, b) for a, b in zip(before, policy.trainable()))
 
 
 def test_groups_pool_anchor_and_positive(cache, data):

@@ -116,8 +116,9 @@ def text_example(rng: np.random.Generator, write=diary) -> tuple[str, str]:
 
 
 def _options(rng: np.random.Generator, s: Species) -> list[str]:
-    """The name of `s` and three others, look-alikes and any in equal parts; a common one would be too easy to rule out."""
-    pools = [[x.name for x in pool if x.common == s.common and x != s] for pool in (look_alikes(s.name, 12), all_species())]
+    """The name of `s` and three others, look-alikes and any in equal parts; a common one would be too easy."""
+    others_of = (look_alikes(s.name, 12), all_species())
+    pools = [[x.name for x in pool if x.common == s.common and x != s] for pool in others_of]
     others: list[str] = []
     while len(others) < 3:
         other = _pick(rng, pools[int(rng.integers(2))] or pools[1])

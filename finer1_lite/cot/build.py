@@ -63,7 +63,7 @@ def structured_prompt(question: str, label: str, concepts: list[str]) -> str:
 def describe_questions(noun: str) -> tuple[str, ...]:
     """Four ways to ask for a description of any kind of thing ("car"), each with another emphasis."""
     emphases = ("", "the colours and the markings of ", "the shape of ", "the parts of ")
-    return tuple(f"Describe {emphasis}the {noun}." for emphasis in emphases)
+    return tuple(f"Describe {emphasis}the {noun}, not its surroundings." for emphasis in emphases)
 
 
 def explained_prompt(question: str, label: str, concepts: list[str]) -> str:

@@ -47,7 +47,7 @@ class Health:
 def check_health(splits, processor=None) -> Health:
     """Look at every picture and name of a Dataset, or of a DatasetDict with splits train, val, test.
 
-    processor: Qwen2.5-VL's, to count image tokens by its own rule. ValueError for no rows, no name, no picture.
+    processor: the policy's, to count image tokens by its own rule. ValueError for no rows, no name, no picture.
     """
     splits = splits if isinstance(splits, Mapping) else {"all": splits}
     facts = pd.DataFrame([fact for split, data in splits.items() for fact in _facts_of(split, data)])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from ..images import as_rgb
 from ..prompts import RESERVED_SIGNS, messages
@@ -23,6 +23,7 @@ class ImageFeatures:
     tokens: torch.Tensor
     grid: torch.Tensor
     picture: bytes = b""
+    deepstack: tuple[torch.Tensor, ...] = ()  # Qwen3-VL's: more (N, H), which the language model's first layers add
 
 
 Prompt = tuple[str, ImageFeatures | None]  # a question, and the image it is about
@@ -59,7 +60,7 @@ def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
 
 
 def base_model(model) -> torch.nn.Module:
-    """The Qwen2.5-VL model with its head, below an adapter if there is one."""
+    """The Qwen-VL model with its head, below an adapter if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -67,12 +68,14 @@ def model_inputs(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, f
     """Keyword arguments for `forward` or `generate`; ids and mask (B, L), features: B of `ImageFeatures` or None."""
     device = model.get_input_embeddings().weight.device
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
     images = [f for f in features if f is not None]
     if images:  # without types and grids the model would silently take one-dimensional positions
-        tokens = tuple(f.tokens.to(device) for f in images)
-        inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).int().to(device)
+        layers = zip(*((f.tokens, *f.deepstack) for f in images))
+        tokens, *deepstack = [tuple(t.to(device) for t in layer) for layer in layers]
+        seen = BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=deepstack or None)
         inputs["image_grid_thw"] = torch.stack([f.grid for f in images]).to(device)
-        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+        inputs["mm_encoder_outputs"] = {"image": seen}
     return inputs
 
 
@@ -96,8 +99,13 @@ class VisionCache:
 
     def __init__(self, model, processor, images, batch_size: int = 32, max_bytes: int = 4 * 2**30):
         self.processor, self.images, self.batch_size, self.max_bytes = processor, images, batch_size, max_bytes
-        self.vision, self.dtype = base_model(model).model.visual, model.get_input_embeddings().weight.dtype
-        self.patches_encoded, self.bytes, self._features, self._about = 0, 0, {}, {}
+        self.backbone, self.dtype = base_model(model).model, model.get_input_embeddings().weight.dtype
+        self.patches_encoded, self._features, self._about = 0, {}, {}
+
+    @property
+    def bytes(self) -> int:
+        """How much the kept features take."""
+        return sum(t.nbytes for f in self._features.values() for t in (f.tokens, *f.deepstack))
 
     def get(self, indices) -> list[ImageFeatures]:
         """Features of the images `indices`, in that order. FloatingPointError names an image that overflows."""
@@ -106,11 +114,9 @@ class VisionCache:
         missing = [i for i in dict.fromkeys(indices) if i not in wanted]
         for start in range(0, len(missing), self.batch_size):
             wanted |= self._encode(missing[start : start + self.batch_size])
-        for i, features in wanted.items():  # these are the newest now
-            self.bytes += 0 if self._features.pop(i, None) else features.tokens.nbytes
-            self._features[i] = features
+        self._features = {i: f for i, f in self._features.items() if i not in wanted} | wanted  # the newest come last
         while self.bytes > self.max_bytes and len(self._features) > 1:
-            self.bytes -= self._features.pop(next(iter(self._features))).tokens.nbytes
+            del self._features[next(iter(self._features))]
         return [wanted[i] for i in indices]
 
     def about(self, i: int) -> tuple[tuple[int, int], bytes]:
@@ -125,15 +131,16 @@ class VisionCache:
         scale, made = self.processor.image_processor, {}
         parts = [scale(as_rgb(self.images[i]), return_tensors="pt") for i in indices]  # photographs: one by one
         pixels, grid = [p["pixel_values"] for p in parts], torch.cat([p["image_grid_thw"] for p in parts])
-        patches, tower = grid.prod(-1).tolist(), self.vision
+        patches, device = grid.prod(-1).tolist(), self.backbone.visual.device
         for part in cut(patches, PATCHES_AT_ONCE, len(patches)):
-            rows, sizes = torch.cat([pixels[k] for k in part]), grid[part.start : part.stop].to(tower.device)
-            merged = tower(rows.to(tower.device, tower.dtype), sizes).pooler_output.to("cpu", self.dtype)
-            for k, tokens in zip(part, merged.split([patches[k] // scale.merge_size**2 for k in part])):
-                made[indices[k]] = ImageFeatures(tokens.clone(), grid[k], self.about(indices[k])[1])
+            rows, sizes = torch.cat([pixels[k] for k in part]), grid[part.start : part.stop]
+            seen = self.backbone.get_image_features(rows.to(device), sizes.to(device))
+            for k, *layers in zip(part, seen.pooler_output, *getattr(seen, "deepstack_features", ())):
+                tokens, *deepstack = (layer.to("cpu", self.dtype, copy=True) for layer in layers)
+                made[indices[k]] = ImageFeatures(tokens, grid[k], self.about(indices[k])[1], tuple(deepstack))
         self.patches_encoded += sum(patches)
         for i, features in made.items():
-            if not features.tokens.isfinite().all():
+            if not all(t.isfinite().all() for t in (features.tokens, *features.deepstack)):
                 where = "image {} ({}x{} pixels)".format(i, *self.images[i].size)
                 raise FloatingPointError(f"features of {where} overflow {self.dtype}; lower max_pixels or use bf16")
         return made

@@ -14,7 +14,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, set_seed
 from transformers.integrations import sdpa_attention
 
 from ..config import ASSETS, Profile, get_profile
@@ -41,7 +41,7 @@ class Policy:
 
     @property
     def backbone(self):
-        """The Qwen2.5-VL model below the adapter and the language-model head."""
+        """The Qwen-VL model below the adapter and the language-model head."""
         return base_model(self.model).model
 
     @property
@@ -93,22 +93,25 @@ def base_name(profile: Profile) -> str:
     return ours if base.exists() else profile.model_id
 
 
-def quantization(profile: Profile) -> BitsAndBytesConfig | None:
+def quantization(four_bit: bool, dtype: str) -> BitsAndBytesConfig | None:
     """NF4 with double quantisation for the language model's linears; the tower and the tied head stay."""
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, profile.dtype), llm_int8_skip_modules=["model.visual", "lm_head"],
-    ) if profile.quantize else None  # fmt: skip
+        bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
+        llm_int8_skip_modules=["model.visual", "model.vision_tower", "model.vision_model", "lm_head"],
+    ) if four_bit else None  # fmt: skip
 
 
 def load_base(profile: Profile) -> Policy:
-    """The base model, frozen, in the profile's precision."""
+    """The base model, frozen, in the profile's precision; ValueError for another than a Qwen2.5-VL or Qwen3-VL."""
     if Path(profile.model_id).is_dir() and not (Path(profile.model_id) / "config.json").is_file():
         raise FileNotFoundError(f"{profile.model_id} holds no config.json: it is not the folder of a model")
+    if (kind := AutoConfig.from_pretrained(profile.model_id).model_type) not in ("qwen2_5_vl", "qwen3_vl"):
+        raise ValueError(f"{profile.model_id} is a model of the kind {kind!r}: set a Qwen2.5-VL's or Qwen3-VL's name")
     suit_the_card(profile.device)
     gc.collect()  # 4-bit layers refer to themselves: of a model that was let go, they are still on the card
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        profile.model_id, dtype=getattr(torch, profile.dtype), quantization_config=quantization(profile),
+    model = AutoModelForImageTextToText.from_pretrained(
+        profile.model_id, dtype=profile.dtype, quantization_config=quantization(profile.quantize, profile.dtype),
         device_map=profile.device, use_safetensors=True,
     )  # fmt: skip
     for layer in model.modules():

@@ -15,7 +15,6 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch.nn import Identity, Linear, Module
 from torch.nn.functional import linear, rms_norm
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 
 def with_lean_forward(model: PeftModel) -> PeftModel:
@@ -60,7 +59,7 @@ def add_products(base: Callable, adapters: list[tuple[torch.Tensor, torch.Tensor
 
 def decoding_forward(module: Module, dense: bool) -> Callable | None:
     """What computes `module`'s output faster while no gradient is needed; None: the module itself."""
-    if isinstance(module, Qwen2_5_VLRMSNorm) and module.weight.dtype == torch.float32:  # one call for six, same bits
+    if type(module).__name__.endswith("RMSNorm") and module.weight.dtype == torch.float32:  # same bits, in one call
         weight = module.weight
         return partial(rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon)
     adapted = isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), Linear)

@@ -72,12 +72,9 @@ def read_prompts(policy: Policy, prompts: list[Prompt]) -> Prefix:
 
 def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """mRoPE positions (3, B, P) of padded prompts, and the position (B, 1) at which text goes on."""
-    mask = inputs["attention_mask"]
-    if "image_grid_thw" not in inputs:
-        return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1), mask.sum(-1, keepdim=True)
     keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-    positions, deltas = backbone.get_rope_index(**{k: inputs[k] for k in keys})
-    return positions, mask.sum(-1, keepdim=True) + deltas
+    positions, deltas = backbone.get_rope_index(**{k: inputs.get(k) for k in keys})
+    return positions, inputs["attention_mask"].sum(-1, keepdim=True) + deltas
 
 
 @dataclass
@@ -198,7 +195,7 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
             tokens, padded = tokens[rows], bool(now.mask.any())
         step = language_model(  # the whole model would prepare images and a mask, at each step
             inputs_embeds=language_model.embed_tokens(tokens[:, None]), past_key_values=now.cache, use_cache=True,
-            attention_mask={"full_attention": now.mask[..., : length + count] if padded else None},
+            attention_mask=now.mask[..., : length + count] if padded else None,
             position_ids=now.position[None].expand(3, -1, -1),
         )  # fmt: skip
         now.hidden, now.position = step.last_hidden_state[:, -1], now.position + 1

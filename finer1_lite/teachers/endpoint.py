@@ -1,7 +1,8 @@
 """A teacher behind an OpenAI-compatible address: vLLM, `transformers serve`, or a hosted Qwen2.5-VL-32B.
 
     teacher = Endpoint("Qwen/Qwen2.5-VL-32B-Instruct", data["image"], "runs/answers.jsonl", "http://localhost:8000/v1")
-    build_chains(tasks, teacher, teacher, choose_concepts, prompt=explained_prompt)
+    choose = partial(choose_concepts, encode=sentence_encoder(download=True))
+    build_chains(tasks, teacher, teacher, choose, questions=describe_questions("bird"), prompt=explained_prompt)
 
 Each answer is on the disk before it counts: a new `Endpoint`, as after a kill, finds those to the same calls there.
 What a request does not say, a server takes from the model's generation_config, where top_k 1 makes all draws equal.

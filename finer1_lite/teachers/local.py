@@ -1,9 +1,10 @@
 """A teacher on this machine: any image-text-to-text model of transformers, with its own `generate`.
 
     teacher = LocalTeacher.from_pretrained("Qwen/Qwen2.5-VL-32B-Instruct", data["image"], four_bit=True)
-    build_chains(tasks, teacher, teacher, choose_concepts, prompt=explained_prompt)
+    choose = partial(choose_concepts, encode=sentence_encoder(download=True))
+    build_chains(tasks, teacher, teacher, choose, questions=describe_questions("bird"), prompt=explained_prompt)
 
-`policy.rollout` is faster, but reads Qwen2.5-VL only. A model's own generation_config is not followed.
+`policy.rollout` is faster, but reads Qwen-VL only. A model's own generation_config is not followed.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..policy.batching import halved_until_it_fits
-from ..policy.load import suit_the_card
+from ..policy.load import quantization, suit_the_card
 from ..policy.rollout import forbidden_ids
 from .endpoint import bounded
 
@@ -38,14 +39,9 @@ class LocalTeacher:
     @classmethod
     def from_pretrained(cls, model_id: str | Path, images: Sequence, four_bit=False, dtype="auto", **settings):
         """The model of a folder or of the Hub. four_bit: NF4, but for the tower. dtype: "float16" on a T4."""
-        packed = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
-            llm_int8_skip_modules=["model.visual", "model.vision_tower", "model.vision_model", "lm_head"],
-        ) if four_bit else None  # fmt: skip
         suit_the_card("cuda" if torch.cuda.is_available() else "cpu")
-        how = {"dtype": dtype, "device_map": "auto", "quantization_config": packed, "use_safetensors": True}
-        model = AutoModelForImageTextToText.from_pretrained(model_id, **how)
+        how = {"device_map": "auto", "quantization_config": quantization(four_bit, dtype), "use_safetensors": True}
+        model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, **how)
         if model.dtype == torch.float16 and hasattr(getattr(model, "model", None), "visual"):  # Qwen's overflows fp16
             model.model.visual.float()
         return cls(model, AutoProcessor.from_pretrained(model_id), images, **settings)
