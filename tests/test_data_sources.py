@@ -108,7 +108,8 @@ def test_folder_of_classes(tmp_path):
     (["tit/2023", "tit/2024", "wren/2024"], [("tit", None, None)] * 2 + [("wren", None, None)],
      "folders inside a class are part of it: tit/2023"),
     (["food/fig", "food/kiwi", "food/lime", "food/fruit/kiwi"],  # a class that lies in two places
-     [("fig", "food", None), ("kiwi", "fruit", None), ("kiwi", "food", None), ("lime", "food", None)], "food/fruit/kiwi is 'kiwi' of the family 'fruit'"),
+     [("fig", "food", None), ("kiwi", "fruit", None), ("kiwi", "food", None), ("lime", "food", None)],
+     "food/fruit/kiwi is 'kiwi' of the family 'fruit'"),
     (["fruit/lime", "tit"], [("lime", "fruit", None), ("tit", None, None)], "lime is 'lime' of the family 'fruit'"),
     (["train_val_images/fish/Abudefduf", "train_val_images/bird/Tit"],
      [("Tit", "bird", "train"), ("Abudefduf", "fish", "train")], "'train_val_images' is taken for train"),
