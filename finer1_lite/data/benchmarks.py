@@ -1,4 +1,5 @@
-"""The paper's data sets as their authors give them out: one reader for each unpacked archive, and iNaturalist 2021.
+"""The paper's data sets as their authors give them out: one reader for each unpacked archive; also iNaturalist
+2021 and groceries, a small set that anyone may have (github.com/marcusklasson/GroceryStoreDataset).
 
 Names are cleaned; family: a coarser class. FileNotFoundError for a wrong folder. Tried on small copies of layouts
 only. Cars, flowers and pets are spelt as in the released closed-world files (`splits.released_classes`).
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from ..files import read_csv
 from .names import clean_name
 from .sources import Entry
 
@@ -103,6 +105,17 @@ def inaturalist(folder: str | Path, part: str = "train") -> list[Entry]:
         species[row["id"]] = name if name and uses[name.casefold()] == 1 else clean_name(row["name"]), row["genus"]
     pairs = [(files[row["image_id"]], *species[row["category_id"]]) for row in content["annotations"]]
     return [Entry(Path(folder) / file, label, genus, part.removesuffix("_mini")) for file, label, genus in pairs]
+
+
+def grocery_store(folder: str | Path) -> list[Entry]:
+    """Grocery Store: the folder that holds `classes.csv`. Label: as in "Granny Smith"; family: the coarse class."""
+    rows, entries = read_csv(_file(folder, "classes.csv"), keys := ("Class Name (str)", "Coarse Class Name (str)")), []
+    families = {row[keys[0]]: row[keys[1]].replace("-", " ") for _, row in rows}
+    for split in ("train", "val", "test"):
+        for path in sorted(Path(folder, split).rglob("*.jpg")):  # "Fruit/Apple/Granny-Smith/Granny-Smith_001.jpg"
+            name = path.parent.name
+            entries.append(Entry(path, name.replace("-", " "), families[name], split))
+    return entries
 
 
 def _file(folder: str | Path, *names: str) -> Path:

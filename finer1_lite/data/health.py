@@ -7,11 +7,13 @@ darker copy was at most 24 bits away, two different ones at least 38. A cropped,
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import imagehash
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from datasets import Image as ImageColumn
 from tqdm.auto import tqdm
 
 from ..images import LONGEST, as_rgb
@@ -38,7 +40,7 @@ class Health:
     problems: list[str]
     counts: pd.DataFrame  # images by class and split
     sizes: pd.DataFrame  # in pixels, by split
-    duplicates: pd.DataFrame  # pairs that are one picture: split, row, label of both (`_a`, `_b`), `distance` in bits
+    duplicates: pd.DataFrame  # pairs that are one picture: split, row, label, place (`_a`, `_b`), `distance` in bits
     names: pd.DataFrame  # see `similar_names`
     tokens: pd.DataFrame | None  # image tokens by split
     step_tokens: int | None  # of the images that one TAPO step encodes
@@ -69,6 +71,7 @@ def check_health(splits, processor=None) -> Health:
 
 
 def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
+    stored = data.cast_column("image", ImageColumn(decode=False))
     for row in tqdm(range(len(data)), desc=f"look at {split}", leave=False, delay=5):
         try:
             image = as_rgb((values := data[row])["image"])
@@ -77,9 +80,10 @@ def _facts_of(split: str, data: Dataset) -> Iterable[dict]:
         label, (short, long) = values["label"], sorted(image.size)
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"{split}[{row}] has the label {label!r}; labels should be the words to say")
+        place = " ".join([f"{split}[{row}]", *Path(stored[row]["image"]["path"] or "").parts[-1:]])
         yield {
-            "split": split, "row": row, "label": label, "width": image.width, "height": image.height, "short": short,
-            "long": long, "tiny": short < TINY, "thin": long > LONGEST * short,
+            "split": split, "row": row, "label": label, "place": place, "width": image.width, "height": image.height,
+            "short": short, "long": long, "tiny": short < TINY, "thin": long > LONGEST * short,
             "bits": np.packbits(imagehash.phash(image, 16).hash).tobytes(),
         }  # fmt: skip
 
@@ -91,7 +95,7 @@ def _duplicates(facts: pd.DataFrame) -> pd.DataFrame:
         apart = np.bitwise_count(bits[a] ^ bits[a + 1 :]).sum(-1)
         found += [(a, a + 1 + b, apart[b]) for b in np.flatnonzero(apart <= MAX_DISTANCE)]
     a, b, distance = np.array(found, dtype=int).reshape(-1, 3).T
-    one, other = (facts.iloc[i][["split", "row", "label"]].reset_index(drop=True) for i in (a, b))
+    one, other = (facts.iloc[i][["split", "row", "label", "place"]].reset_index(drop=True) for i in (a, b))
     return one.add_suffix("_a").join(other.add_suffix("_b")).assign(distance=distance)
 
 
@@ -121,7 +125,7 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
             examples = ", ".join(map(example.format, rows.head(3).itertuples())) + " and more" * (len(rows) > 3)
             found.append(f"{what} ({len(rows)}): {examples}. {remedy}.")
 
-    pair = "{0.split_a}[{0.row_a}] {0.label_a!r} and {0.split_b}[{0.row_b}] {0.label_b!r}"
+    pair = "{0.place_a} {0.label_a!r} and {0.place_b} {0.label_b!r}"
     named, split = pairs["label_a"] != pairs["label_b"], pairs["split_a"] != pairs["split_b"]
     add("Pictures in two splits", pairs[split], pair, "What was trained on must not be tested on: drop one of each")
     add("Pictures under two names", pairs[named], pair, "Look at them, keep the right name, drop the other")
@@ -136,7 +140,7 @@ def _problems(facts: pd.DataFrame, counts: pd.DataFrame, pairs: pd.DataFrame, na
         small = {f"with less than {SHOTS} images to learn from and one to test on": whole[whole <= SHOTS]}
     for what, few in small.items():
         add(f"Classes {what}", few.reset_index(name="n"), "{0.label!r} ({0.n})", "Add images, or leave the class out")
-    size = "{0.split}[{0.row}] ({0.width} x {0.height})"
+    size = "{0.place} ({0.width} x {0.height})"
     add(f"Pictures with a side below {TINY} pixels", facts[facts["tiny"]], size, "Details are lost: find larger ones")
     add(f"Pictures over {LONGEST} times as long as wide", facts[facts["thin"]], size, "Qwen refuses them: crop them")
     return found

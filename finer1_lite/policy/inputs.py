@@ -36,7 +36,7 @@ def prompt_ids(processor, text: str, features: ImageFeatures | None) -> list[int
     """
     check_signs(text)
     rows = messages(text) if features is not None else [{"role": "user", "content": text}]
-    chat = processor.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
+    chat = processor.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
     if features is not None:
         chat = chat.replace(IMAGE_PAD, IMAGE_PAD * len(features.tokens))
     return processor.tokenizer(chat, add_special_tokens=False)["input_ids"]
