@@ -144,7 +144,7 @@ def load_processor(profile: Profile) -> AutoProcessor:
     if profile.system is not None:  # in the template, so that it is saved with the processor
         first = f"[{{'role': 'system', 'content': {json.dumps(profile.system)}}}]"
         own = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {first} + messages %}}{{% endif %}}"
-        processor.chat_template = processor.tokenizer.chat_template = own + processor.tokenizer.chat_template
+        processor.chat_template = own + processor.chat_template
     return processor
 
 
