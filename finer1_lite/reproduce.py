@@ -26,6 +26,7 @@ from .cot.chains import load_chains, save_chains
 from .cot.concepts import choose_concepts, sentence_encoder
 from .data import benchmarks
 from .data.formats import ClosedWorld, read_chats, read_closed_world, write_closed_world
+from .data.health import check_health
 from .data.sources import load_images
 from .data.splits import few_shot, released_classes
 from .evaluate.answers import METHODS, WITHOUT_CHAIN, ask
@@ -98,6 +99,8 @@ def read_domain(noun: str, folder: Path, released: Path | None, base: Policy, ou
             rows.append(row | {"image": str(picture), "label": row["ground_truth"], "seen": part == "seen"})
     columns = {key: [row[key] for row in rows] for key in ("image", "label", "seen")}
     asked = Dataset.from_dict(columns).cast_column("image", ImageColumn())
+    twice = check_health({"train": splits["train"], "test": asked}).problems  # told; the test set stays as it is
+    print(*(problem for problem in twice if problem.startswith("Pictures in two splits")), sep="\n")
     return Domain(noun, splits["train"], asked, ClosedWorld(rows, []))
 
 

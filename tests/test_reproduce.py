@@ -40,7 +40,7 @@ def archives(root):
         (birds / "images" / f"{number:03d}.{name}").mkdir()
         for i in range(6):
             key, path = 10 * number + i, f"{number:03d}.{name}/{name}_{i}.jpg"
-            draw(species, i).save(birds / "images" / path, quality=95)
+            draw(species, 0 if key == 15 else i).save(birds / "images" / path, quality=95)
             draw(species, i + 10).save(pets / "images" / f"{name}_{i}.jpg", quality=95)
             lines["images"].append(f"{key} {path}")
             lines["labels"].append(f"{key} {number}")
@@ -91,6 +91,7 @@ def test_two_data_sets_one_model_from_released_files_to_the_table(released, tmp_
     monkeypatch.setattr("sys.argv", arguments)
     reproduce.main()
     told, results = capsys.readouterr().out, pd.read_csv(tmp_path / "results.csv")
+    assert "Pictures in two splits (1): " in told and "_5.jpg" in told
     assert "hours for RL" in told and "| closed, official order, as released | `base` |" in told and "(77.4)" in told
     assert set(results.method) == set(METHODS) and set(results.domain) == {"bird", "pet"}
     counted = results[results.protocol == "closed, official order"].groupby(["domain", "split"]).n.first()
