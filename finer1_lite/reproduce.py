@@ -150,7 +150,8 @@ class Lab:
         """Stage 1. chats: chains as they were released, and their system turn; else own ones."""
         if (self.out / method / ADAPTER_FILES[1]).exists():
             return
-        policy = load_policy(self.profile, seed=self.profile.seed)
+        system = chats[1] if chats and method == "cot_sft" else None
+        policy = load_policy(replace(self.profile, system=system), seed=self.profile.seed)
         if method == "sft_answers":
             rng, config = np.random.default_rng(self.profile.seed), self.profile.sft_answers
             names = [(self.ask(rng, i, False), f"<answer> {name} </answer>") for i, name in enumerate(self.labels)]
@@ -159,7 +160,6 @@ class Lab:
             rows, config = self.chains(), self.profile.sft
         else:
             data, config = chats[0], self.profile.sft
-            policy = load_policy(replace(self.profile, system=chats[1]), seed=self.profile.seed)
             seen = VisionCache(policy.model, policy.processor, data["image"]).get(range(len(data)))
             rows = list(zip(data["question"], seen, data["completion"]))
         checkpoints = Checkpoints(self.out / "checkpoints" / method)
@@ -227,7 +227,8 @@ def table(results: pd.DataFrame) -> str:
 def run(lab: Lab, methods: list[str], chats: tuple[Dataset, str | None] | None, encode: Encoder | None) -> None:
     """All stages that the methods need, and `results.csv`, which grows with each."""
     frames = []
-    print(lab.price(methods), flush=True)
+    if any(not (lab.out / m / ADAPTER_FILES[1]).exists() for m in methods if m in ("dapo", "tapo")):
+        print(lab.price(methods), flush=True)
     for method in methods:
         if method in ("dapo", "tapo"):
             lab.sft("cot_sft", chats)

@@ -16,9 +16,9 @@ from finer1_lite.cot.concepts import choose_phrases
 from finer1_lite.data.formats import to_llama_factory, write_rows
 from finer1_lite.evaluate.protocols import RULES
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.policy.load import load_policy
+from finer1_lite.policy.load import load_policy, profile_of
 from finer1_lite.recipes import TEACHER
-from finer1_lite.reproduce import Lab, run
+from finer1_lite.reproduce import Lab, run, table
 from finer1_lite.teachers.policy import sampler_of
 
 SPECIES, SEEN = evaluation_species()[:10], 6  # 60%
@@ -97,10 +97,20 @@ def test_two_data_sets_one_model_from_released_files_to_the_table(released, tmp_
     counted = results[results.protocol == "closed, official order"].groupby(["domain", "split"]).n.first()
     assert counted.to_dict() == {(d, s): n for d in ("bird", "pet") for s, n in (("seen", 12), ("unseen", 8))}
     assert set(results.protocol) == set(RULES)
+    assert profile_of(tmp_path / "cot_sft").system == "Think first."  # the chains' own turn, which RL does not have
+    assert profile_of(tmp_path / "tapo") == replace(profile_of(tmp_path / "cot_sft"), system=None)
+    assert profile_of(tmp_path / "tapo").max_new_tokens > SMALL.max_new_tokens  # the longest chain has room
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".csv"}
     reproduce.main()  # nothing is made again
     assert all(path.stat().st_mtime_ns == made for path, made in files.items())
     assert pd.read_csv(tmp_path / "results.csv").equals(results)
+
+
+def test_the_table_has_means_over_data_sets_beside_the_paper_s():
+    cells = {"protocol": "closed, official order", "rule": "as released", "method": "tapo"}
+    shares = {("bird", "seen"): 0.9, ("pet", "seen"): 0.7, ("bird", "unseen"): 0.2, ("pet", "unseen"): 0.4}
+    rows = [cells | {"domain": d, "split": s, "accuracy": a} for (d, s), a in shares.items()]
+    assert table(pd.DataFrame(rows)).endswith("| `tapo` | 80.0 (89.0) | 30.0 (81.4) |")
 
 
 def test_chains_of_a_teacher_and_questions_of_our_own(released, tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ def _about(adapter: str | Path, key: str, default: str):
 
 
 def profile_of(adapter: str | Path, model_id: str | None = None) -> Profile:
-    """The profile that the adapter in a folder was trained with, as its files say; only the kind of GPU may differ.
+    """The profile that the adapter in a folder was trained with, as its files say.
 
     model_id: where its base lies, if not on the Hub or in this package. ValueError for an adapter that does not say
     what it is or needs `model_id`, RuntimeError as `get_profile`.
