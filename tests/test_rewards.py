@@ -7,8 +7,10 @@ import pytest
 
 from finer1_lite import reading, use
 from finer1_lite import rewards as R
+from finer1_lite.birds.species import by_name
 from finer1_lite.cot.chains import check_chain
 from finer1_lite.cot.quality import read_row
+from finer1_lite.data.benchmarks import FLOWERS
 from finer1_lite.evaluate.answers import judge
 
 LABELS = ["European Goldfinch", "American Goldfinch", "Goldfinch", "House Finch", "House Wren", "Wren"]
@@ -123,6 +125,12 @@ def test_another_name_is_not(label, said):
     for a, b in ((label, said), (said, label)):
         assert not reading.same_name(a, b)
     assert not reading.holds_name(said, label) and R.loose_reward(completion(said), label)["accuracy"] == 0
+
+
+@pytest.mark.parametrize("names", [FLOWERS, sorted(by_name())], ids=["flowers", "birds"])
+def test_no_two_classes_are_one_name(names):
+    for label in names:
+        assert [name for name in names if reading.same_name(name, label)] == [label]
 
 
 def test_an_empty_name_is_in_no_answer():

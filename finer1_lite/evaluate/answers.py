@@ -1,7 +1,7 @@
 """Greedy answers of a policy to "which class is this?", open-world and closed-world, and whether they are right.
 
 Closed-world lists four options, the label and its look-alikes, in an order drawn from the seed. An answer is right if
-it contains the label, as in the released code, and strictly right if it is the label.
+it contains the label in any spelling (`reading.holds_name`; `protocols` has the released rule), strictly if it is it.
 """
 
 import hashlib
