@@ -1,4 +1,4 @@
-"""What `studies.transfer` asks about birds and fish, worse pictures of the birds, and how answers become rows."""
+"""What `studies.transfer` asks about birds, worse pictures of the birds, and how answers become rows."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -6,15 +6,13 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageFilter
 
-from finer1_lite.birds import fish
 from finer1_lite.birds.diet import LOOKS_QUESTIONS
 from finer1_lite.birds.species import ATTRIBUTES, FOODS, NESTS, all_species, by_name, describe
-from finer1_lite.prompts import QUESTIONS, questions_for
+from finer1_lite.prompts import QUESTIONS
 from studies.questions import Question, score
 
 SHIFTS = {"noise": (40, 100), "blur": (1, 2), "dark": (0.4, 0.7), "small": (1, 3), "jpeg": (90, 98)}
 FACTS = (("nest in", "nest", NESTS), ("eat", "food", FOODS))
-FISH_PARTS = {"back": "back", "belly": "belly", "tail": "tail", "side": "breast"}  # of a fish: of a bird
 ONE_NAME = 1 / len(all_species())  # a guess among all names of the world
 
 
@@ -59,21 +57,6 @@ def naming(
         listed, text = tuple(options(labels[i])) if options else (), QUESTIONS[place % len(QUESTIONS)]
         made.append(Question(i, text, (labels[i],), listed, splits[i], ONE_NAME))
     return made
-
-
-def fish_questions(pictures: Sequence[fish.Fish]) -> tuple[list[Question], list[Question]]:
-    """About pictures of fish: four parts of each in words for birds; its name among its family's, with a guide."""
-    parts, guided, ways = [], [], questions_for("fish")
-    for i, one in enumerate(pictures):
-        for part, word in FISH_PARTS.items():
-            text, answers = f"What does the {word} look like?", (f"{one.looks[part]} {word}",)
-            parts.append(Question(i, text, answers, (), "fish", 1 / len(fish.ATTRIBUTES[part])))
-        family = [f for f in fish.all_fish() if f.family == one.family]
-        family = [family[(k + i) % len(family)] for k in range(len(family))]  # each stands first as often
-        guide = " ".join(f"The {f.name} has {', '.join(f.concepts())}." for f in family)
-        text, options = f"{guide} {ways[i % len(ways)]}", tuple(f.name for f in family)
-        guided.append(Question(i, text, (one.name,), options, "fish"))
-    return parts, guided
 
 
 def shifted(image: Image.Image, kind: str, strength: float, rng: np.random.Generator) -> Image.Image:

@@ -1,6 +1,5 @@
 """How `studies.page` shows figures: rounded to what their interval allows, in tables, in words, in a picture."""
 
-from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -29,16 +28,11 @@ TASKS = {  # (task, measure, split) of transfer.csv that the page shows, in word
     ("facts", "likeliest option", "unseen"): "facts: five options scored after the model's own chain; unseen",
     ("looks", "describe", "unseen"): "looks: attributes right in a description; unseen",
     ("looks", "part, in form", "unseen"): "looks: asked about one part, it answers that part only; unseen",
-    ("recall", "food", "unseen"): "text alone: what it eats; unseen",
     ("common", "answer", "common"): "names of common species, never trained on; as an answer",
     ("common", "think", "common"): "names of common species, never trained on; thinking",
-    ("fish", "part", "fish"): "fish: one part, in words for birds",
-    ("fish", "name, guide, likeliest option", "fish"): "fish: the name among four, with their guide",
     ("shift", "clean", "unseen"): "naming, clean pictures; unseen",
     ("shift", "noise 100", "unseen"): "naming, heavy noise; unseen",
     ("shift", "blur 2", "unseen"): "naming, blurred; unseen",
-    ("options", "4", "unseen"): "naming among 4 look-alikes; unseen",
-    ("options", "32", "unseen"): "naming among 32; unseen",
 }
 
 
@@ -56,16 +50,6 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
         low, high = max(0.0, low), min(1.0, high)
     a, b, c = (f"{round(100 * x, digits) + 0.0:{'+' if sign else ''}.{digits}f}" for x in (mean, low, high))
     return a if low != low else f"{a} ({b} to {c})"  # one seed has no interval
-
-
-def cells(rows: pd.DataFrame, index: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean and interval over seeds as `rounded` cells: `index` down, best first; `columns` across."""
-    found = over_seeds(rows, [*index, *columns])
-    found["cell"] = [rounded(*ends) for ends in found[["mean", "low", "high"]].itertuples(index=False)]
-    made = found.pivot_table(index=list(index), columns=list(columns), values="cell", aggfunc="first", sort=False)
-    best = found.groupby(list(index), sort=False)["mean"].mean().sort_values(ascending=False, kind="stable").index
-    made.columns = [", ".join(c) if isinstance(c, tuple) else c for c in made.columns]
-    return made.loc[best].reset_index()
 
 
 def in_words(rows: pd.DataFrame, key: list[str], words: dict[tuple, str], heading: str) -> pd.DataFrame:

@@ -5,11 +5,8 @@ of unseen species, and writes `transfer.csv`: seed, method, task, split, measure
 
     facts    "What does the bird in the picture eat?": recognition and then recall of the field guide
     looks    describe the bird, or one part of it, in the questions of pre-training
-    recall   what a bird eats, without a picture
     common   the 40 common species, which the base can name
-    fish     another drawn world, of which no training has spoken: its looks, and its names
     shift    naming when pictures are noisy, blurred, dark, small or compressed
-    options  naming among 4 to 32 look-alikes
 
 No method has met a question about a fact together with a picture. So facts are asked as the likeliest option behind
 the policy's own thoughts, and in two steps, its own open-world answer in a text question.
@@ -17,36 +14,30 @@ the policy's own thoughts, and in two steps, its own open-world answer in a text
 
 from pathlib import Path
 
-import numpy as np
 
-from finer1_lite.birds import fish
 from finer1_lite.birds.dataset import FIRST
 from finer1_lite.birds.render import draw
-from finer1_lite.birds.species import FOODS, all_species, by_name
+from finer1_lite.birds.species import all_species
 from finer1_lite.evaluate.answers import METHODS, WITHOUT_CHAIN
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.prompts import make_options
-from finer1_lite.recipes import look_alike_classes
-from studies.exam import SHIFTS, conditions, facts, fish_questions, graded, looks, naming, pick, rows_of
-from studies.questions import Question, about, ask, choose, in_form
-from studies.study import Seed, run, seed_of
+from studies.command import run
+from studies.exam import SHIFTS, conditions, facts, graded, looks, naming, pick, rows_of
+from studies.questions import about, ask, choose, in_form
+from studies.study import Seed, seed_of
 
 PICTURES = 160
-OTHERS = (2, 3)  # pictures of each common species and of each fish
-OPTIONS = (4, 8, 16, 32)
+OTHERS = 2  # pictures of each common species
 
 
 class Exam:
     """One seed's questions about `n` test pictures and `others`, and one method's answers, kept in its folder."""
 
-    def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: tuple[int, int] = OTHERS):
+    def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: int = OTHERS):
         self.lab, self.cache, seen = lab, lab.judged_cache, lab.judged["seen"][:]
         self.labels, self.splits = lab.judged["label"][:], ["seen" if known else "unseen" for known in seen]
         self.picked = pick(seen, n, lab.seed)
-        self.common = [s for s in all_species() if s.common for _ in range(others[0])]
-        self.fish = [f for f in fish.all_fish() for _ in range(others[1])]
-        self.common_cache = self._cache([draw(s, FIRST["test"] + i % others[0]) for i, s in enumerate(self.common)])
-        self.fish_cache = self._cache([fish.draw(f, i % others[1], lab.seed) for i, f in enumerate(self.fish)])
+        self.common = [s for s in all_species() if s.common for _ in range(others)]
+        self.common_cache = self._cache([draw(s, FIRST["test"] + i % others) for i, s in enumerate(self.common)])
         made = conditions([lab.judged[i]["image"] for i in self.picked], lab.seed, shifts)
         self.caches = {name: self._cache(pictures) for name, pictures in made.items()}
 
@@ -85,17 +76,6 @@ def looks_task(exam: Exam) -> list[dict]:
     return rows + [row | {"chance": float("nan")} for row in kept]
 
 
-def recall_task(exam: Exam) -> list[dict]:
-    """The field guide in text: of each split half as many species as pictures, drawn with the seed."""
-    names, questions = dict.fromkeys(zip(exam.labels, exam.splits)), []
-    for split in ("seen", "unseen"):
-        species = [by_name()[name] for name, own in names if own == split]
-        order = np.random.default_rng(exam.lab.seed).permutation(len(species))[: len(exam.picked) // 4]
-        for s in (species[i] for i in order):
-            questions.append(Question(None, f"What does the {s.name} eat?", (s.food,), FOODS, split, 1 / len(FOODS)))
-    return graded("recall", "food", questions, exam.ask("recall food", None, questions, "plain"), "plain")
-
-
 def common_task(exam: Exam) -> list[dict]:
     """Names of the common species, in two forms."""
     names, rows = [s.name for s in exam.common], []
@@ -103,16 +83,6 @@ def common_task(exam: Exam) -> list[dict]:
     for form in ("answer", "think"):
         rows += graded("common", form, questions, exam.ask("common", exam.common_cache, questions, form))
     return rows
-
-
-def fish_task(exam: Exam) -> list[dict]:
-    """Looks of fish in words for birds; the likeliest name among the family's four, with a guide in the prompt."""
-    parts, guided = fish_questions(exam.fish)
-    rows = graded("fish", "part", parts, exam.ask("fish part", exam.fish_cache, parts, "plain"), "plain")
-    texts = exam.ask("fish name guide and options", exam.fish_cache, guided, "think", True)
-    chosen = choose(exam.policy, exam.fish_cache, guided, texts, listed=True)
-    right = [option == q.answers[0] for option, q in zip(chosen, guided)]
-    return rows + rows_of("fish", "name, guide, likeliest option", guided, right, True)
 
 
 def shift_task(exam: Exam) -> list[dict]:
@@ -124,18 +94,7 @@ def shift_task(exam: Exam) -> list[dict]:
     return rows
 
 
-def options_task(exam: Exam) -> list[dict]:
-    """Closed-world naming as the number of look-alikes grows."""
-    rows, nearest = [], look_alike_classes(exam.cache, exam.labels)
-    for k in OPTIONS:
-        rng = np.random.default_rng(exam.lab.seed)
-        asked = naming(exam.labels, exam.splits, exam.picked, lambda name: make_options(name, nearest, rng, k))
-        texts = exam.ask(f"options {k}", exam.cache, asked, exam.form, True)
-        rows += graded("options", str(k), asked, texts, listed=True)
-    return rows
-
-
-TASKS = (facts_task, looks_task, recall_task, common_task, fish_task, shift_task, options_task)
+TASKS = (facts_task, looks_task, common_task, shift_task)
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from finer1_lite import identity
 from finer1_lite import loop as loop_module
 from finer1_lite.birds.dataset import load_birds
-from finer1_lite.config import RELEASED_SWITCHES, get_profile
+from finer1_lite.config import get_profile
+from finer1_lite.losses import RELEASED
 from finer1_lite.loop import MAX_BAD_STEPS, CheckpointError, Checkpoints, uninterrupted
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
@@ -56,7 +57,7 @@ def make_loop(data, reward=half_right, setting=SETTING, seed=0) -> Tapo:
     nearest = look_alike_classes(cache, data["label"])
     confusion = ConfusionCounts(data["label"])
     sampler = TripletSampler(data["label"], nearest, seed, negative="online", confusion=confusion)
-    return Tapo(policy, cache, data["label"], sampler, setting, RELEASED_SWITCHES, seed, reward)
+    return Tapo(policy, cache, data["label"], sampler, setting, RELEASED, seed, reward)
 
 
 def same(a, b) -> bool:
@@ -316,7 +317,7 @@ def test_an_adapter_tells_what_really_trained_it_also_when_it_was_set_back(data,
     for gamma in (0.5, 0.25):  # from the same start, as chapter 4 compares two
         policy.model.load_state_dict(before, strict=False)
         sampler = TripletSampler(labels, look_alike_classes(cache, labels), 0)
-        loss = replace(RELEASED_SWITCHES, gamma=gamma)
+        loss = replace(RELEASED, gamma=gamma)
         Tapo(policy, cache, labels, sampler, replace(SETTING, steps=1), loss, 0, half_right).train()
     policy.save(tmp_path)
     sft, rl = load_policy(PROFILE, tmp_path).runs

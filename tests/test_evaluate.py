@@ -16,6 +16,7 @@ from finer1_lite.evaluate.statistics import (
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, add_adapter, load_base
+from finer1_lite.prompts import instructed
 from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
 
 FIGURE = ["method", "model", "protocol", "split", "metric"]
@@ -43,12 +44,17 @@ def test_a_label_without_a_letter_is_in_no_answer_and_is_not_asked_about():
 
 def test_rows_hold_each_split_apart():
     made = [judge(i, "a", i < 3, "<answer> a </answer>" if i in (0, 3) else "<answer> b c </answer>") for i in range(5)]
+    made[1] = judge(1, "a", True, "<think>x</think><answer> b c </answer>", instructed("Which?"), ended=False)
+    made[2] = judge(2, "a", True, "<answer> b c </answer>", instructed("Which?", think=False))
     rows = result_rows(made, "tapo", "open", 7)
     assert all(tuple(row) == COLUMNS for row in rows)
     found = {(r["split"], r["metric"]): (r["value"], r["n"]) for r in rows}
     assert found["seen", "accuracy"] == (pytest.approx(1 / 3, abs=1e-6), 3)
     assert found["unseen", "accuracy"] == (0.5, 2)
     assert found["seen", "words"][0] == pytest.approx((3 + 4 + 4) / 3, abs=1e-6)
+    # The first one should have thought; nothing follows the answers of the two others, each in its form.
+    assert found["seen", "format"][0] == found["seen", "ended"][0] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["unseen", "format"][0] == 0.0 and found["unseen", "ended"][0] == 1.0
 
 
 def test_bootstrap_pairs_images_respects_classes_and_draws_seeds_again():
@@ -218,6 +224,9 @@ def test_the_table_shows_the_spread_of_several_seeds():
     text = table(pd.DataFrame(rows))
     assert text.count("55.0 (50-60)") == 20 and [m for m in METHODS if f"`{m}`" in text] == list(METHODS)
     assert "(" not in table(pd.DataFrame(rows[::2])).splitlines()[2]
+    # Beside it the paper's closed-world figures, of the methods that its table has.
+    ends = {line.split("`")[1]: line.split(" | ")[-2:] for line in text.splitlines()[2:]}
+    assert ends["base"] == ["77.4", "71.9 |"] and ends["tapo"] == ["89.0", "81.4 |"] and ends["dapo"] == ["-", "- |"]
 
 
 def test_overall_is_the_mean_of_seen_and_unseen():

@@ -24,7 +24,9 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy import lora as lora_module
-from finer1_lite.policy.inputs import IGNORE, VisionCache, answer_ids, model_inputs, pad, prompt_ids, training_batch
+from finer1_lite.policy.inputs import (
+    IGNORE, VisionCache, answer_ids, base_model, model_inputs, pad, prompt_ids, training_batch,
+)  # fmt: skip
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, load_processor, suit_the_card
 from finer1_lite.policy.lora import add_products, decoding
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
@@ -359,6 +361,20 @@ def test_the_same_seed_samples_the_same_and_nothing_follows_an_end_token(policy,
         n = int(mask.sum())
         assert mask[:n].all() and not mask[n:].any()
         assert eos not in ids[: n - 1] and (ids[n - 1] == eos or n == 25)
+    assert made.ended == [bool((ids == eos).any()) for ids in made.completion_ids]
+
+
+def test_every_end_token_of_the_generation_config_ends_an_answer(policy, prompts, monkeypatch):
+    """Qwen2.5-VL's file names two; here a word that each greedy answer holds is made the second."""
+    plain = rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=25)
+    own, second = policy.processor.tokenizer.eos_token_id, int(plain.completion_ids[0, 3])
+    assert rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=2).ended == [False]
+    monkeypatch.setattr(base_model(policy.model).generation_config, "eos_token_id", [own, second])
+    made = rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=25)
+    longer = rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=25, min_new_tokens=9)
+    first = plain.completion_ids[0].tolist().index(second) + 1
+    assert made.completion_ids[0].tolist() == plain.completion_ids[0, :first].tolist() and made.ended == [True]
+    assert len(longer.completion_ids[0]) > 9 and second not in longer.completion_ids[0, :9]
 
 
 def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, prompts):

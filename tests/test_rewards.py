@@ -34,6 +34,18 @@ def test_format(text, score):
     assert R.format_reward(text) == score
 
 
+@pytest.mark.parametrize("text, thought, bare", [
+    (completion("Wren"), 1.0, 0.0), ("< think >a< / think >\n< answer >b</ answer > ", 1.0, 0.0),
+    ("<answer> Wren </answer>\n", 0.0, 1.0), ("<think>a</think><answer>b</answer> c </answer> b </answer>", 0.0, 0.0),
+    ("<think>a</think><answer>b</answer><answer>b</answer>", 0.0, 0.0), ("<answer>a</answer> done", 0.0, 0.0),
+    ("<think>a</think><think>b</think><answer>c</answer>", 0.0, 0.0), ("so <answer>a</answer>", 0.0, 0.0),
+    ("<answer><think>a</think></answer>", 0.0, 0.0), ("<think>a<answer>b</think></answer>", 0.0, 0.0), ("", 0.0, 0.0),
+    ("<think>a</think> well <answer>b</answer>", 0.0, 0.0), ("<answer>a</answer></think>", 0.0, 0.0),
+])
+def test_strict_format_has_each_part_once_and_nothing_more(text, thought, bare):
+    assert (R.strict_format(text), R.strict_format(text, think=False)) == (thought, bare)
+
+
 @pytest.mark.parametrize("text, answer", [
     (completion(" House  Finch "), "House  Finch"), ("< answer >a</ answer>", "a"), ("<answer>a\nb</answer>", "a\nb"),
     ("<answer>a</answer><answer>b</answer>", "a"), ("<answer></answer>", ""), ("<answer>a", None), ("a", None),
@@ -53,12 +65,16 @@ def test_accuracy_is_containment_in_the_answer(answer, label, score):
     assert R.accuracy_reward(answer, label) == 0.0  # outside of the tags
 
 
-@pytest.mark.parametrize("text, released, bare", [
-    (completion("a wren"), (1.0, 1.0, 1.0), (1.0, 0.0, 1.0)), (completion("Finch"), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)),
-    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (1.0, 1.0, 1.0)), ("Wren", (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
+@pytest.mark.parametrize("text, released, ending, bare", [
+    (completion("a wren"), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+    (completion("Finch"), (0.1, 1.0, 0.0), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)),
+    (completion("Wren") + " a </answer>", (1.0, 1.0, 1.0), (0.9, 0.0, 1.0), (0.0, 0.0, 0.0)),
+    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (0.9, 0.0, 1.0), (1.0, 1.0, 1.0)),
+    ("<answer> Wren</answer> a", (0.9, 0.0, 1.0), (0.9, 0.0, 1.0), (0.0, 0.0, 0.0)),
+    ("Wren", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
 ])
-def test_released_and_bare_reward(text, released, bare):
-    for reward, expected in ((R.released_reward, released), (R.bare_reward, bare)):
+def test_released_ending_and_bare_reward(text, released, ending, bare):
+    for reward, expected in ((R.released_reward, released), (R.ending_reward, ending), (R.bare_reward, bare)):
         assert reward(text, "Wren") == dict(zip(("overall", "format", "accuracy"), expected))
 
 

@@ -27,7 +27,10 @@ WITHOUT_CHAIN = ("base", "sft_answers")  # asked for the bare name; the others t
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question, the whole prompt, about image `index`; asked: a digest of model, image and question."""
+    """One answered question, the whole prompt, about image `index`.
+
+    ended: not cut off at the limit of tokens. asked: a digest of model, image and question.
+    """
 
     index: int
     label: str
@@ -38,13 +41,16 @@ class Prediction:
     strict: bool
     question: str = ""
     asked: str = ""
+    ended: bool = True
 
 
-def judge(index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "") -> Prediction:
+def judge(
+    index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "", ended: bool = True
+) -> Prediction:
     """Score one completion by `reading.read_answer`: right if the answer holds the label's name, in any spelling."""
     answer = read_answer(text)[1] or ""
     right, strict = holds_name(answer, label), normalise(answer) == normalise(label) != ""
-    return Prediction(index, label, seen, text, answer, right, strict, question, asked)
+    return Prediction(index, label, seen, text, answer, right, strict, question, asked, ended)
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:
@@ -112,9 +118,9 @@ def ask(
             if not missing:
                 continue
             # The whole batch, also where some of it is known: another batch would round differently.
-            texts = rollout(policy, [(prompts[i], s) for i, s in zip(batch, cache.get(batch))], 1, None, 0).texts
-            said = dict(zip(batch, texts))
-            made = [judge(i, labels[i], seen[i], said[i], prompts[i], keys[i]) for i in missing]
+            made = rollout(policy, [(prompts[i], s) for i, s in zip(batch, cache.get(batch))], 1, None, 0)
+            said = dict(zip(batch, zip(made.texts, made.ended)))
+            made = [judge(i, labels[i], seen[i], said[i][0], prompts[i], keys[i], said[i][1]) for i in missing]
             found |= {p.index: p for p in made}
             if store:
                 store.append(*map(asdict, made))

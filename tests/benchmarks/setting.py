@@ -15,8 +15,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
-from finer1_lite.config import PROFILES, RELEASED_SWITCHES, Profile, TapoConfig
-from finer1_lite.losses import DAPO
+from finer1_lite.config import PROFILES, Profile, TapoConfig
+from finer1_lite.losses import DAPO, RELEASED
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, load_policy
@@ -97,7 +97,7 @@ class OurSide:
         images, labels = images_of(step)
         policy = load_policy(step.profile(), seed=step.seed)
         cache = VisionCache(policy.model, policy.processor, images)
-        num_positive, loss = {"dapo": (0, DAPO), "tapo": (step.num_generations // 2, RELEASED_SWITCHES)}[name]
+        num_positive, loss = {"dapo": (0, DAPO), "tapo": (step.num_generations // 2, RELEASED)}[name]
         config, loss = step.config(num_positive), replace(loss, filter_rule="none")
         sampler = sampler_of(labels, step.seed)
         self.loop = Tapo(policy, cache, labels, sampler, config, loss, step.seed, our_reward)
