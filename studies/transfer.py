@@ -6,7 +6,7 @@ of unseen species, and writes `transfer.csv`: seed, method, task, split, measure
     facts    "What does the bird in the picture eat?": recognition and then recall of the field guide
     looks    describe the bird, or one part of it, in the questions of pre-training
     common   the 40 common species, which the base can name
-    shift    naming when pictures are noisy, blurred, dark, small or compressed
+    shift    naming when pictures are noisy or blurred
 
 No method has met a question about a fact together with a picture. So facts are asked as the likeliest option behind
 the policy's own thoughts, and in two steps, its own open-world answer in a text question.

@@ -196,16 +196,6 @@ def test_words_that_give_a_label_away():
     assert C.check_chain(leaked, "Wompoo Dove", ["Wompoo Pigeon", "Wompoo Dove"]) == []  # a group's word
 
 
-def test_statistics():
-    short = C.Chain("red crown", ["a tarn", "b tarn"], "a tarn: fits", "a tarn")
-    longer = C.Chain("red crown", ["a tarn", "b tarn", "c pell"], "a tarn: fits", "a tarn")
-    assert C.chain_statistics([short, longer], [[C.LEAK, C.HINTED], [C.LEAK]]) == {
-        "accepted": 2, "rejected": 2, "words": {"min": 15, "median": 16, "max": 17}, "candidates": {2: 1, 3: 1},
-        "reasons": {C.LEAK: 2, C.HINTED: 1},
-    }  # fmt: skip
-    assert C.chain_statistics([], [])["words"] == {"min": 0, "median": 0, "max": 0}
-
-
 SAID = C.to_completion(C.read_chain(tagged(comparison="One\u2028line, 灰.")))
 ROWS = [C.chat_row(i, "Sage Thrasher", "Which bird is this?", SAID, f"{i}.jpg") for i in range(3)]
 

@@ -100,21 +100,20 @@ def test_looks_cover_all_attributes(birds):
     assert all(q.answers[0].split()[0] in by_name()[birds["label"][q.image]].looks for q in made)
 
 
-@pytest.mark.parametrize("kind", SHIFTS)
-def test_worse_pictures_are_the_same_each_time_and_get_worse(kind):
+@pytest.mark.parametrize("kind, strength", SHIFTS.items())
+def test_worse_pictures_are_the_same_each_time_and_get_worse(kind, strength):
     image = draw(all_species()[0], 0)
-    made = conditions([image], 0, {kind: SHIFTS[kind]})
-    clean, low, high = (images[0] for images in made.values())
-    assert clean is image and conditions([image], 0)[list(made)[1]][0].tobytes() == low.tobytes()
+    (clean,), (low,) = conditions([image], 0, {kind: strength / 2}).values()
+    (high,) = conditions([image], 0)[f"{kind} {strength}"]
+    assert clean is image and conditions([image], 0, {kind: strength / 2})[f"{kind} {strength / 2}"][0] == low
     assert (low.size, low.mode) == (high.size, high.mode) == (image.size, "RGB")
     assert 0 < abs(np.asarray(low, float) - clean).mean() < abs(np.asarray(high, float) - clean).mean()
 
 
-def test_shifts_stay_within_grey_levels():
+def test_noise_stays_within_grey_levels():
     white, rng = Image.new("RGB", (40, 30), "white"), np.random.default_rng(0)
     noisy = np.asarray(shifted(white, "noise", 60, rng))
     assert noisy.min() > 0 and noisy.max() == 255  # 300 does not become 44: that would leave levels near 0
-    assert set(np.asarray(shifted(white, "dark", 0.4, rng)).flat) == {153}
 
 
 def test_tapo_names_and_then_recalls(birds, tmp_path):
@@ -143,9 +142,9 @@ def test_the_likeliest_option_is_the_one_that_the_thoughts_lead_to(lab):
 
 @pytest.mark.slow
 def test_a_small_exam_gives_every_row_of_the_study_once(lab):
-    rows = transfer.Exam(lab, 8, {"blur": (1,)}, 1).take("tapo")
+    rows = transfer.Exam(lab, 8, {"blur": 2}, 1).take("tapo")
     keys = [(r["task"], r["measure"], r["split"]) for r in rows]
-    committed = pd.read_csv(RESULTS / "transfer.csv").query("task != 'shift' or measure in ('clean', 'blur 1')")
+    committed = pd.read_csv(RESULTS / "transfer.csv").query("task != 'shift' or measure in ('clean', 'blur 2')")
     assert keys == list(dict.fromkeys(zip(committed.task, committed.measure, committed.split)))
     assert all(0 <= r["value"] <= 1 for r in rows)
 
