@@ -60,12 +60,15 @@ def in_words(rows: pd.DataFrame, key: list[str], words: dict[tuple, str], headin
     return pd.DataFrame(lines, columns=[heading, *METHODS])
 
 
-def section(title: str, text: str, table: pd.DataFrame | None = None, picture: str | None = None) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").astype(str).values]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def section(title: str, text: str, table: pd.DataFrame, picture: str | None = None) -> str:
     """A part of the page as Markdown."""
-    lines = [f"## {title}", "", text, ""]
-    if table is not None:
-        rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").astype(str).values]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    lines = [f"## {title}", "", text, "", markdown(table), ""]
     return "\n".join(lines + ([f"![{title}]({picture})", ""] if picture else []))
 
 

@@ -1,7 +1,7 @@
 """One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`.
 
 The tables that chapters show go to files of their own, too: `main_table.csv`, `scorecard.csv`, `why_table.csv` and
-`transfer_table.csv`.
+`transfer_table.csv`; the core of the score card goes into README.md.
 """
 
 from pathlib import Path
@@ -11,65 +11,14 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from finer1_lite.config import RESULTS
-from finer1_lite.evaluate.paper import paper_figures
-from finer1_lite.evaluate.statistics import interval
 from finer1_lite.files import write_csv, write_whole
-from studies.baselines import MET
-from studies.figures import gap, load, of_seeds
-from studies.formatting import PROBES, TASKS, forest, in_words, rounded, section
+from studies.figures import gap, load
+from studies.formatting import PROBES, TASKS, forest, in_words, markdown, rounded, section
 from studies.scorecard import score
+from studies.tables import SPLITS, descriptions_table, main_table, share
 from studies.variants import CHAINS, LABELS, TABLES
 
-ROWS = {  # of the main table: ours -> what it is called, and what the paper's table calls it
-    "base": ("zero-shot", "base"), "cot_prompt": ("CoT prompting", "cot_prompting"),
-    "in_context": ("in-context examples", "in_context"), "sft_answers": ("SFT on answers", "sft_answers"),
-    "cls_rl": ("CLS-RL", "cls_rl"), "no_think_rl": ("No-Thinking-RL", "no_think_rl"), "cot_sft": ("CoT SFT", None),
-    "dapo": ("CoT SFT, DAPO", None), "tapo": ("CoT SFT, TAPO", "tapo"),
-    "describe_then_name": ("describe, then name (two calls)", None), "siglip": ("SigLIP", "siglip"),
-    "siglip_ensemble": ("SigLIP, several templates", "siglip_ensemble"), "tower_probe": ("linear probe", None),
-}  # fmt: skip
-SPLITS = ("seen", "unseen", "overall")
-
-
-def share(rows: pd.DataFrame, *key: str) -> str:
-    """One figure as a `rounded` cell; "" where it was not measured."""
-    try:
-        return rounded(*interval(of_seeds(rows, *key)))
-    except KeyError:
-        return ""
-
-
-def main_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Our accuracies with the paper's figure beside each."""
-    theirs, lines = paper_figures(), []
-    theirs = theirs[theirs.model.isin(["Qwen2.5-VL-3B", "SigLIP-L"]) & theirs.metric.isin(["accuracy", "inclusion"])]
-    for ours, (called, name) in ROWS.items():
-        line = {"method": called}
-        for protocol in ("closed", "open"):
-            for split in SPLITS:
-                line[f"{protocol}, {split}"] = share(rows, "story", ours, protocol, split)
-                cell = theirs[(theirs.method == name) & (theirs.protocol == protocol) & (theirs.split == split)].value
-                line[f"paper's {protocol}, {split}"] = f"{cell.iloc[0]:.1f}" if len(cell) else ""
-        lines.append(line | {"had met": MET[ours]})
-    table = pd.DataFrame(lines)
-    return table.loc[:, (table != "").any()]
-
-
-def descriptions_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The ablation table of the project's first description: points against SFT on answers, closed-world."""
-    ours = {
-        "+ Standard RL (CLS-RL)": ("cls_rl", "story", "+5", "-2"), "+ TAPO (full)": ("tapo", "story", "+8", "+13"),
-        "without intra-class, against TAPO": ("inter", "ablations", "-3", "-5"),
-        "without inter-class, against TAPO": ("intra", "ablations", "-2", "-4"),
-    }  # fmt: skip
-    lines = []
-    for called, (name, study, *theirs) in ours.items():
-        line, against = {"configuration": called}, "sft_answers" if study == "story" else "tapo"
-        for split, said in zip(SPLITS, theirs):
-            found = gap(rows, study, name, against, "closed", split)
-            line |= {split: rounded(found["mean"], found["low"], found["high"], sign=True), f"it says, {split}": said}
-        lines.append(line)
-    return pd.DataFrame(lines)
+MARKS = "<!-- card: written by python -m studies.page -->", "<!-- end -->"  # in README.md
 
 
 def ablation_gaps(rows: pd.DataFrame) -> pd.DataFrame:
@@ -112,19 +61,22 @@ def ablations(rows: pd.DataFrame, folder: Path) -> str:
     return section("Ablations: one thing changed at a time", text, pd.DataFrame(lines), "ablations.png")
 
 
-def write_page(folder: Path) -> Path:
-    """Write the page from the tables in `folder`; returns its path."""
+def write_page(folder: Path, readme: Path) -> Path:
+    """Write the page from the tables in `folder`, and the core of its score card into `readme`; returns its path."""
     rows = load(folder)
     card = pd.DataFrame(score(rows))
     write_csv(folder / "scorecard.csv", card.to_dict("records"))
-    counts = card.verdict.value_counts()
     shown = pd.DataFrame({
         "claim": card.claim, "who": card.who, "they say": card.points.map(lambda x: f"{x:+.1f}" if x == x else ""),
         "where": [f"{r.a} - {r.b}; {r.protocol}, {r.split}" for r in card.itertuples()],
         "measured": [rounded(*(x / 100 for x in (r.mean, r.low, r.high)), sign=True) for r in card.itertuples()],
         "seeds": card.seeds, "verdict": card.verdict,
     })  # fmt: skip
-    said = ", ".join(f"{n} {what}" for what, n in counts.items())
+    said = ", ".join(f"{n} {what}" for what, n in card.verdict.value_counts().items())
+    core = shown[card.core].rename(columns={"they say": "paper", "measured": "here"})
+    before, after = (readme.read_text(encoding="utf-8").split(mark) for mark in MARKS)
+    text = f"Of {len(card)} claims: {said}.\n\n{markdown(core[['claim', 'paper', 'here', 'verdict']])}\n"
+    write_whole(readme, f"{before[0]}{MARKS[0]}\n{text}{MARKS[1]}{after[1]}")
     main, why, transfer = main_table(rows), pd.read_csv(folder / "why.csv"), pd.read_csv(folder / "transfer.csv")
     probes = in_words(why, ["measure", "part"], PROBES, "probe")
     tasks = in_words(transfer, ["task", "measure", "split"], TASKS, "task")
@@ -151,4 +103,4 @@ def write_page(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(write_page(RESULTS))
+    print(write_page(RESULTS, Path("README.md")))

@@ -3,6 +3,7 @@
 import multiprocessing.dummy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,14 @@ from studies.ablations import ask, chains_of, pictures, shortened
 from studies.baselines import BASELINES, MET
 from studies.figures import FILES, gap, load, of_seeds, paired
 from studies.formatting import PROBES, TASKS, rounded
-from studies.page import ROWS, write_page
+from studies.page import write_page
 from studies.scorecard import CLAIMS, score
 from studies.study import Seed
+from studies.tables import ROWS
 from studies.variants import ABLATIONS, CHAINS, LABELS, TABLES, VARIANTS, WITHOUT_SFT, watched
 
 REFERENCE = ASSETS / "reference"
+README = Path(__file__).parents[1] / "README.md"
 NONE = {True: 0, False: 0}
 
 
@@ -114,7 +117,8 @@ def test_a_difference_is_told_by_the_seeds_that_both_have():
 
 def test_the_card_and_the_page_hold_the_figures_of_their_tables(tmp_path):
     made_up(tmp_path)
-    rows, text = load(tmp_path), write_page(tmp_path).read_text()
+    shutil.copy(README, tmp_path)
+    rows, text = load(tmp_path), write_page(tmp_path, tmp_path / "README.md").read_text()
     card = pd.read_csv(tmp_path / "scorecard.csv")
     assert list(card.claim) == [claim.claim for claim in CLAIMS] and len(score(rows)) == len(card)
     one = card.iloc[0]
@@ -135,7 +139,9 @@ def test_one_seed_has_no_interval_and_narrow_ones_get_a_decimal():
 def test_the_committed_page_is_that_of_the_committed_tables(tmp_path):
     for name in FILES:
         shutil.copy(RESULTS / f"{name}.csv", tmp_path)
-    assert write_page(tmp_path).read_text() == (RESULTS / "summary.md").read_text()
+    shutil.copy(README, tmp_path)
+    assert write_page(tmp_path, tmp_path / "README.md").read_text() == (RESULTS / "summary.md").read_text()
+    assert (tmp_path / "README.md").read_text() == README.read_text()  # which holds the card's core
     for name in ("scorecard", "main_table", "why_table", "transfer_table"):  # which chapters show
         assert (tmp_path / f"{name}.csv").read_bytes() == (RESULTS / f"{name}.csv").read_bytes()
     rows = load(RESULTS)
