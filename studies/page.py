@@ -1,7 +1,7 @@
 """One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`.
 
-The tables that chapters show go to files of their own, too: `main_table.csv`, `scorecard.csv`, `why_table.csv` and
-`transfer_table.csv`; the core of the score card goes into README.md.
+The tables that chapters show go to files of their own, too: `main_table.csv`, `scorecard.csv`, `ablation_table.csv`,
+`why_table.csv` and `transfer_table.csv`; the core of the score card goes into README.md.
 """
 
 from pathlib import Path
@@ -58,6 +58,7 @@ def ablations(rows: pd.DataFrame, folder: Path) -> str:
          "each seed": " ".join(f"{100 * float(x):+.0f}" for x in r.each_seed.split())}
         for r in gaps.itertuples()
     ]  # fmt: skip
+    write_csv(folder / "ablation_table.csv", lines)
     return section("Ablations: one thing changed at a time", text, pd.DataFrame(lines), "ablations.png")
 
 

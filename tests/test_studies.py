@@ -142,7 +142,7 @@ def test_the_committed_page_is_that_of_the_committed_tables(tmp_path):
     shutil.copy(README, tmp_path)
     assert write_page(tmp_path, tmp_path / "README.md").read_text() == (RESULTS / "summary.md").read_text()
     assert (tmp_path / "README.md").read_text() == README.read_text()  # which holds the card's core
-    for name in ("scorecard", "main_table", "why_table", "transfer_table"):  # which chapters show
+    for name in ("scorecard", "main_table", "ablation_table", "why_table", "transfer_table"):  # which chapters show
         assert (tmp_path / f"{name}.csv").read_bytes() == (RESULTS / f"{name}.csv").read_bytes()
     rows = load(RESULTS)
     assert {"cot_sft", *ABLATIONS} == set(rows[rows.study == "ablations"].method)
@@ -185,7 +185,7 @@ def test_what_lies_in_the_folder_is_used_again_and_a_variant_gets_its_own_settin
     assert len(pictures(lab, 8)[1]) == 8 * 96
     config, loss, _, how = made["ablation_no_think_rl"]
     assert (config.steps, config.num_positive, loss) == (lab.profile.tapo.steps, 0, GRPO)
-    assert how["reward"] is bare_reward and "<think>" not in how["ask"](np.random.default_rng(0))
+    assert how["reward"] is bare_reward and "<think>" not in how["ask"](np.random.default_rng(0), 0)
     assert lab.adapter("dapo") == lab.adapter("tapo") and made["tapo"] == (lab.profile.tapo, lab.profile.loss, None, {})
     assert (made["dapo"][0].num_positive, made["dapo"][0].lr, made["dapo"][1]) == (0, lab.profile.dapo_lr, DAPO)
 
