@@ -1,6 +1,5 @@
 """How `studies.page` shows figures: rounded to what their interval allows, in tables, in words, in a picture."""
 
-
 import matplotlib.pyplot as plt
 import pandas as pd
 

@@ -14,7 +14,6 @@ the policy's own thoughts, and in two steps, its own open-world answer in a text
 
 from pathlib import Path
 
-
 from finer1_lite.birds.dataset import FIRST
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species

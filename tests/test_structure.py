@@ -15,7 +15,7 @@ LAYERS = (
     ("files", "identity", "images", "logprobs", "samplers", "reading", "prompts"), ("rewards", "losses"), ("config",),
     ("departures", "data"), ("policy",),
     ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"),
-    ("birds", "plots", "use", "share", "reproduce"),
+    ("birds", "plots", "diagrams", "use", "share", "reproduce"),
 )  # fmt: skip
 FLOOR = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}
 INSIDE_A_LAYER = {("sft", "loop"), ("tapo", "loop"), ("share", "use"), ("birds", "plots")}

@@ -37,7 +37,7 @@ SEED, PICTURES, DRAW_SEED, HELD_OUT, VISION_STEPS, THREADS = 0, 160, 1, 512, 110
 ROUNDS = (
     {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "named": 0.0, "write": loose_diary},
     {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 16, "texts": 52, "named": 0.3, "write": loose_diary},
-    {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 16, "texts": 56, "named": 0.2, "write": diary},
+    {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 16, "texts": 56, "named": 0.1, "write": diary},
 )
 TEACHER_ROWS, TEACHER_PICTURES = 4000, 8
 TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
