@@ -99,8 +99,8 @@ def write_page(folder: Path, readme: Path) -> Path:
         section("Transfer: what else changes", f"Percent, {transfer.seed.nunique()} seeds; `studies/transfer.py` "
                 "describes each task.", tasks),
     ]  # fmt: skip
-    note = "Bird world, tiny model, CPU. Made by `python -m studies.page`."
-    return write_whole(folder / "summary.md", "\n".join(["# finer1_lite: results", "", note, "", *parts]))
+    title = ["# finer1_lite: results", "", "Bird world, tiny model, CPU. Made by `python -m studies.page`.", ""]
+    return write_whole(folder / "summary.md", "\n".join([*title, *parts]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What every study shares: one seed's pictures, adapters and answers on disk, and a command line.
+"""What every study shares: one seed's pictures, adapters and answers on disk.
 
 A study is a list of jobs and a function `one(job, work) -> rows`, which takes a seed's pictures and adapters from
-`seed_of`, trains what is missing, asks, and returns one dictionary for each figure. `run` does the rest.
+`seed_of`, trains what is missing, asks, and returns one dictionary for each figure. `command.run` does the rest.
 """
 
 from collections.abc import Callable

@@ -23,10 +23,11 @@ from studies.command import run
 from studies.study import Seed
 
 HELD_OUT = 0.2  # share of the seen species
-SFT = tuple((lr, epochs) for lr in (5e-4, 1e-3, 2e-3) for epochs in (16, 32))  # learning rate, epochs
+ANSWERS = ((1.25e-4, 16), (2.5e-4, 16), (5e-4, 16), (5e-4, 32), (1e-3, 16), (2e-3, 16))  # learning rate, epochs
+COT = tuple((lr, epochs) for lr in (5e-4, 1e-3, 2e-3) for epochs in (16, 32))
 RL = (7.5e-5, 1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3)
 GRID = {
-    **{method: SFT for method in ("sft_answers", "cot_sft")},
+    "sft_answers": ANSWERS, "cot_sft": COT,
     **{method: tuple((lr,) for lr in RL) for method in ("cls_rl", "no_think_rl", "dapo", "tapo")},
 }
 JOBS = [(method, setting) for method, settings in GRID.items() for setting in settings]
@@ -59,8 +60,7 @@ def one_setting(job: tuple, work: Path) -> list[dict]:
             config, loss = dapo_setting(lab.profile) if method == "dapo" else (lab.profile.tapo, lab.profile.loss)
             adapter = lab.rl(name, replace(config, lr=lr), loss)
     said = lab.answers(name, adapter, think=method not in ("sft_answers", "no_think_rl"))
-    trained = set(lab.labels)
-    shares = [float(np.mean([p.correct for p in said if (p.label in trained) == split])) for split in (True, False)]
+    shares = [float(np.mean([p.correct for p in said if (p.label in lab.labels) == split])) for split in (True, False)]
     figures = {"trained": shares[0], "held_out": shares[1], "mean": harmonic_mean(shares)}
     print(name, figures, flush=True)
     return [{"method": method, "setting": setting} | {key: round(value, 4) for key, value in figures.items()}]
