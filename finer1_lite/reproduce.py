@@ -101,7 +101,7 @@ def read_domain(noun: str, folder: Path, released: Path | None, base: Policy, ou
     asked = Dataset.from_dict(columns).cast_column("image", ImageColumn())
     twice = check_health({"train": splits["train"], "test": asked}).problems  # told; the test set stays as it is
     print(*(problem for problem in twice if problem.startswith("Pictures in two splits")), sep="\n")
-    return Domain(noun, splits["train"], asked, ClosedWorld(rows, []))
+    return Domain(noun, splits["train"], asked, ClosedWorld(rows))
 
 
 def _file(folder: Path, noun: str, part: str) -> Path:

@@ -5,7 +5,6 @@ rule changes one thing, and `RULES` says which and why. One departure: an empty 
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -42,7 +41,7 @@ def shuffled(questions: ClosedWorld, seed: int) -> ClosedWorld:
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(row["options"])) for row in questions.rows]
     rows = [row | {"options": [row["options"][i] for i in order]} for row, order in zip(questions.rows, orders)]
-    return ClosedWorld(rows, questions.containing)
+    return ClosedWorld(rows)
 
 
 def closed_prompts(questions: ClosedWorld, think: bool = True) -> list[str]:
@@ -62,18 +61,6 @@ def inclusion_key(label: str, domain: str) -> str:
     if not key.strip():
         raise ValueError(f"nothing is left of the label {label!r} as a {domain}; every answer would contain it")
     return key
-
-
-def key_collisions(labels: Sequence[str], domain: str) -> dict[str, list[str]]:
-    """The keys that stand for several labels, which inclusion cannot tell apart, with these labels.
-
-    >>> key_collisions(["Audi S4 Sedan 2012", "Audi S4 Sedan 2007", "Audi A5 Coupe 2012"], "car")
-    {'audi s4': ['Audi S4 Sedan 2007', 'Audi S4 Sedan 2012']}
-    """
-    found = defaultdict(list)
-    for label in sorted(set(labels)):
-        found[inclusion_key(label, domain)].append(label)
-    return {key: names for key, names in found.items() if len(names) > 1}
 
 
 def relative_similarity(
