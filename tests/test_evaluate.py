@@ -12,7 +12,7 @@ from finer1_lite.config import get_profile
 from finer1_lite.evaluate.answers import METHODS, ask, judge, load_predictions, predict, prompts_for
 from finer1_lite.evaluate.paper import paper_figures
 from finer1_lite.evaluate.statistics import (
-    COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_error, subset_of, table,
+    COLUMNS, bootstrap_difference, bootstrap_seeds, result_rows, subset_of, table,
 )  # fmt: skip
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, add_adapter, load_base
@@ -177,16 +177,6 @@ def test_each_picture_needs_its_prompt_and_the_longest_come_first(small):
         ask(policy, cache, data, prompts[:11])
 
 
-def test_the_official_order_asks_the_same_with_the_right_option_first():
-    labels, nearest = list("abcdabcd"), {c: [d for d in "abcdef" if d != c] for c in "abcd"}
-    official, shuffled = (prompts_for(labels, True, 3, nearest, official=o) for o in (True, False))
-    listed = [text.split("Options: ")[1].split(". ")[0].split("; ") for text in official]
-    assert [options[0] for options in listed] == labels
-    mixed = [text.split("Options: ")[1].split(". ")[0].split("; ") for text in shuffled]
-    assert [sorted(o) for o in mixed] == [sorted(o) for o in listed] and mixed != listed
-    assert [t.split(" Options")[0] for t in official] == [t.split(" Options")[0] for t in shuffled]
-
-
 def test_a_subset_has_its_share_of_each_class():
     labels = [f"c{i}" for i, size in enumerate([4, 8, 20, 8]) for _ in range(size)]
     data = Dataset.from_dict({"label": labels, "row": list(range(40))})
@@ -199,14 +189,6 @@ def test_a_subset_has_its_share_of_each_class():
     for n in (0, 41):
         with pytest.raises(ValueError, match="1 to 40"):
             subset_of(data, n, 0)
-
-
-def test_the_error_of_a_subset_by_hand():
-    labels = ["a"] * 4 + ["b"] * 4
-    # (1/4 - 1/8) / 4; then two whole classes of which one is asked: classes, of one kind each, are all that counts.
-    assert subset_error(labels, ["a", "a", "b", "b"]) == pytest.approx((0.125 / 4) ** 0.5)
-    assert subset_error(labels, labels) == 0.0
-    assert subset_error(labels * 9, ["a"] * 4) == pytest.approx(0.25**0.5 * 0.5**0.5)  # one class: all alike perhaps
 
 
 def test_stage_1_takes_one_image_of_each_class():

@@ -4,7 +4,6 @@
 """
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,13 +75,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(mean), float(mean - half), float(mean + half)
 
 
-def over_seeds(rows: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
-    """For each group of the columns `by`: mean, low, high (see `interval`) and how many seeds there are."""
-    made = rows.groupby(list(by), sort=False)[value].agg(lambda v: interval(v)).apply(pd.Series)
-    made.columns = ["mean", "low", "high"]
-    return made.assign(seeds=rows.groupby(list(by), sort=False).seed.nunique()).reset_index()
-
-
 def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: list[str], seed: int = 0, draws: int = 2000):
     """Mean of `a - b` (N,), two methods on the same images, with a 95% interval: `bootstrap_seeds` of one seed."""
     return bootstrap_seeds([np.asarray(a, float) - np.asarray(b, float)], [classes], seed, draws)
@@ -126,20 +118,6 @@ def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
         rows = rng.permutation(np.flatnonzero(labels == label))
         place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)  # evenly spread, from a random start
     return data.select(np.sort(np.argsort(place, kind="stable")[:n]))
-
-
-def subset_error(labels: Sequence[str], chosen: Sequence[str]) -> float:
-    """The largest standard error of a subset's accuracy (0-1) as an estimate of the whole set's; 0 for all of it.
-
-    labels: classes of the whole set's N images; chosen: of the subset's n. With k_c of N_c images of class c it is
-    half the root of the larger of sum_c (k_c/n - N_c/N)^2, where classes share outcomes, and 1/n - 1/N, where not.
-
-    >>> round(subset_error(["a", "b"] * 500, ["a", "b"] * 50), 3), subset_error(["a", "b"], ["a", "b"])
-    (0.047, 0.0)
-    """
-    whole, part, n = Counter(labels), Counter(chosen), len(chosen)
-    between = sum((part[c] / n - whole[c] / len(labels)) ** 2 for c in whole)
-    return float(np.sqrt(0.25 * max(between, 1 / n - 1 / len(labels))))
 
 
 if __name__ == "__main__":
