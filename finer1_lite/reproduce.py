@@ -28,7 +28,7 @@ from .data import benchmarks
 from .data.formats import ClosedWorld, read_chats, read_closed_world, write_closed_world
 from .data.health import check_health
 from .data.sources import load_images
-from .data.splits import few_shot, released_classes
+from .data.splits import few_shot
 from .evaluate.answers import METHODS, WITHOUT_CHAIN, ask
 from .evaluate.paper import paper_figures
 from .evaluate.protocols import Encoder, closed_prompts, protocol_frame, shuffled
@@ -79,7 +79,8 @@ def read_domain(noun: str, folder: Path, released: Path | None, base: Policy, ou
     parts = {part: _file(released, noun, part) for part in ("seen", "unseen")} if released else {}
     loaded = load_images(entries)
     print(f"{noun}: {loaded.report().splitlines()[0]}", *(f"left out: {p}: {why}" for p, why in loaded.skipped))
-    splits = few_shot(loaded.data, seed=seed, seen=released_classes(parts["seen"]) if parts else None)
+    seen = {row["ground_truth"] for row in read_closed_world(parts["seen"]).rows} if parts else None
+    splits = few_shot(loaded.data, seed=seed, seen=seen)
     if not parts:  # every test picture is asked about once
         parts = {part: out / "questions" / f"{noun} {part}.jsonl" for part in ("seen", "unseen")}
         test = splits["test"]

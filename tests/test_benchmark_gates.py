@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from benchmarks.measure import Meter, PeakMemory, together
-from benchmarks.setting import OurSide, Step, TheirSide, fixed_length, their_rows
+from benchmarks.setting import PATCHES, OurSide, Step, TheirSide, fixed_length, their_rows
 from torch.utils.flop_counter import FlopCounterMode
 
 from finer1_lite.logprobs import selective_log_softmax
@@ -47,7 +47,7 @@ def test_a_step_encodes_each_image_once_and_takes_this_share_of_the_plain_operat
     with fixed_length():
         figures = side.take(together(meter, flops))
     assert figures["length"] == STEP.max_new_tokens and figures["groups_kept"] == STEP.questions
-    assert meter.patches == side.distinct_images() * STEP.patches_per_image
+    assert meter.patches == side.distinct_images() * PATCHES
     extra = side.distinct_images() - STEP.questions
     assert extra == 0 if name == "dapo" else extra > 0
     assert flops.get_total_flops() / plain_operations < share
@@ -79,7 +79,7 @@ def test_both_sides_get_the_same_prompts_and_lengths():
     read = [len(prompt_ids(side.loop.policy.processor, g.question, s)) for g, s in zip(groups, seen)]
     ours = sum(len(g.texts) * (tokens + STEP.max_new_tokens) for g, tokens in zip(groups, read))
     assert theirs.trainer.state.num_input_tokens_seen == ours
-    assert meter.patches == 2 * STEP.rollouts * STEP.patches_per_image
+    assert meter.patches == 2 * STEP.rollouts * PATCHES
 
 
 def test_peak_memory_counts_what_is_alive_and_no_weights():

@@ -14,14 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finer1_lite.birds.diet import LOOKS_QUESTIONS, candidates, chain_parts, chain_prose, misread
-from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species, by_name
-from finer1_lite.config import ASSETS
 from finer1_lite.cot import build as T
 from finer1_lite.cot import chains as C
 from finer1_lite.cot import concepts as K
 from finer1_lite.rewards import extract_answer, format_reward
-from finer1_lite.teachers.local import LocalTeacher
 
 TASKS = [T.Task(10 * i, all_species()[10 * i].name, "Which bird is this?") for i in range(20)]
 NAMES = ("Sage Thrasher", "Curve-billed Thrasher", "Brown Thrasher", "Crissal Thrasher")
@@ -382,14 +379,3 @@ def test_effect_by_hand():
     assert list(effect.columns) == ["concepts", "true", "others", "bits"] and list(effect.index) == list(expected)
     for name, row in expected.items():
         assert effect.loc[name].tolist() == pytest.approx(row)
-
-
-def test_the_bottleneck_keeps_what_is_true_and_tells_birds_apart():
-    birds = [s for s in all_species() if not s.common][::20]  # some of what the tiny base says of them is wrong
-    base = LocalTeacher.from_pretrained(ASSETS / "base", [draw(s, 5) for s in birds], max_new_tokens=48, batch_size=32)
-    texts = base([(i, question) for i in range(len(birds)) for question in T.DESCRIBE])
-    captions = [texts[i : i + len(T.DESCRIBE)] for i in range(0, len(texts), len(T.DESCRIBE))]
-    truth = [set(K.split_concepts(s.describe())) for s in birds]
-    every, kept = K.bottleneck_effect(captions, K.choose_phrases(captions), truth).to_dict("records")
-    assert kept["true"] > every["true"] and kept["others"] < every["others"] and kept["bits"] > every["bits"]
-    assert 3 <= kept["concepts"] < every["concepts"]

@@ -241,13 +241,6 @@ def test_ctrl_c_comes_back_at_once(teacher):
     assert time.time() - start < 3 and [row["prompt"] for row in endpoint.store.rows] == ["wait 0 c"]
 
 
-def test_a_key_is_not_stored_where_an_answer_quotes_it_and_not_sent_in_the_clear_unsaid(teacher):
-    endpoint = teacher("fine")
-    assert endpoint([(0, f"say {SECRET}")]) == ["say *** #1"]
-    with pytest.warns(RuntimeWarning, match="the key goes to example.org unencrypted; use https"):
-        teacher("any", base_url="http://example.org/v1")
-
-
 def test_a_failed_call_can_be_made_again(teacher):
     with pytest.raises(EndpointError, match="no connection to the server.*is it running"):
         teacher("any", base_url="http://127.0.0.1:9/v1", max_retries=0)([(0, "a")])
@@ -268,12 +261,14 @@ def test_unusable_answers_are_empty_told_and_asked_once(teacher, model):
 
 def test_the_key_is_nowhere_and_only_local_servers_need_none(teacher, tmp_path):
     endpoint = teacher("fine")
-    endpoint([(0, "a")])
+    assert endpoint([(0, "a"), (0, f"say {SECRET}")])[1] == "say *** #1"
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert SECRET.encode() not in files and SECRET not in repr(endpoint) and b'"prompt": "a"' in files
     assert teacher("keyless", key_variable="UNSET")([(0, "a")]) == ["a #1"]
     with pytest.raises(ValueError, match="environment variable UNSET holds no key"):
         teacher("any", key_variable="UNSET", base_url="https://example.org/v1")
+    with pytest.warns(RuntimeWarning, match="the key goes to example.org unencrypted; use https"):
+        teacher("any", base_url="http://example.org/v1")
 
 
 @pytest.mark.slow

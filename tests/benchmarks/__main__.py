@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .measure import RESULTS, Meter, PeakMemory, add_rows, facts, together
-from .setting import OurSide, Step, TheirSide, fixed_length
+from .setting import PATCHES, OurSide, Step, TheirSide, fixed_length
 
 SIDES = ("trl", "dapo", "tapo")  # in the order in which they take turns
 
@@ -56,7 +56,7 @@ def exact_counts(step: Step) -> list[dict]:
         patches = meters[name].patches
         counts = {
             "side": name, "rollouts": step.rollouts, "tokens": step.max_new_tokens,
-            "distinct_images": side.distinct_images(), "image_encodings": patches // step.patches_per_image,
+            "distinct_images": side.distinct_images(), "image_encodings": patches // PATCHES,
             "patches": patches, "gflop": flops[name].get_total_flops() / 1e9, "peak_mb": memory[name].peak / 1e6,
         }  # fmt: skip
         rows.append(counts | facts(step.seed))
