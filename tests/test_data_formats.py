@@ -21,7 +21,6 @@ from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row
 from finer1_lite.data.formats import (
     add_dataset_info, from_llama_factory, read_chats, read_closed_world, to_llama_factory, write_closed_world,
-    write_rows,
 )  # fmt: skip
 from finer1_lite.data.triplets import export_triplets, read_triplets
 from finer1_lite.files import write_jsonl
@@ -83,16 +82,6 @@ def test_a_row_is_as_llama_factory_documents_it_also_out_of_a_data_set():
 def test_what_would_be_lost_is_refused(broken, message):
     with pytest.raises(ValueError, match=message):
         from_llama_factory(LLAMA | broken)
-
-
-def test_files_of_rows(tmp_path):
-    path, rows = tmp_path / "rows.json", [LLAMA | {"note": "Häher\u2028"}]
-    write_rows(path, rows)
-    text = path.read_text(encoding="utf-8")
-    assert json.loads(text) == rows and "Häher" in text  # for people to read
-    with pytest.raises(TypeError):
-        write_rows(path, [LLAMA, {"images": [Picture.new("RGB", (1, 1))]}])
-    assert path.read_text(encoding="utf-8") == text
 
 
 def chats(folder, systems=("Think.", "Think.")):
@@ -195,15 +184,6 @@ def test_questions_without_four_options_are_refused(tmp_path):
         write_jsonl(tmp_path / "q.jsonl", [good, good | change])
         with pytest.raises(ValueError, match="q.jsonl, line 2: .* 3 other names are needed"):
             read_closed_world(tmp_path / "q.jsonl")
-
-
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
-@pytest.mark.parametrize("name", ["car_seen", "flower_unseen", "pet_seen", "pet_unseen"])
-def test_the_released_questions(name):
-    path = RELEASED / f"closed_world_{name}_200.jsonl"
-    made = read_closed_world(path)
-    assert len(made.rows) == 200 and all(r["options"][0] == r["ground_truth"] for r in made.rows)
-    assert made.rows == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,7 +245,7 @@ def test_a_card_has_its_settings(monkeypatch, card, grouped):
     """No attention of cuDNN, no sums in fp16; only cards without flash attention pack heads themselves."""
     cuda, key, before, asked = torch.backends.cuda, torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa, []
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
-    monkeypatch.setattr(cuda.matmul, "allow_fp16_reduced_precision_reduction", True)
+    monkeypatch.setattr(cuda, "matmul", SimpleNamespace(allow_fp16_reduced_precision_reduction=True))
     monkeypatch.setattr(cuda, "enable_cudnn_sdp", asked.append)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
     suit_the_card("cpu")

@@ -68,19 +68,18 @@ def test_released_similarity_falls_back_and_knows_no_dogs():
     assert "object" in asked and "dog" not in asked
 
 
-def test_the_frame_has_every_rule_with_its_reason():
+def test_the_frame_has_every_rule():
     pairs = [("a", "<answer> a wren </answer>"), ("a", "<answer> b wren </answer>"), ("b", "<think> b wren")] * 4
     said = [judge(i, f"{c} wren", i < 6, text) for i, (c, text) in enumerate(pairs)]
     frame = P.protocol_frame({"open": said, "closed": said, "official": said}, encode=encode, draws=100)
-    assert list(frame.columns) == ["protocol", "rule", "split", "accuracy", "low", "high", "n", "why"]
+    assert list(frame.columns) == ["protocol", "rule", "split", "accuracy", "low", "high", "n"]
     rules = {protocol: list(part.rule.unique()) for protocol, part in frame.groupby("protocol")}
-    assert rules == {protocol: list(whys) for protocol, whys in P.RULES.items()}
+    assert rules == {protocol: list(own) for protocol, own in P.RULES.items()}
     value = frame.set_index(["protocol", "rule", "split"]).accuracy
     assert value["open, inclusion", "as released", "seen"] == pytest.approx(2 / 3)
     assert value["open, inclusion", "answer only", "unseen"] == pytest.approx(1 / 3)
     assert value["closed, shuffled", "with fall-back", "seen"] == pytest.approx(2 / 3)
     assert set(frame.n) == {6} and (frame.low <= frame.accuracy).all() and (frame.accuracy <= frame.high).all()
-    assert frame.why.map(len).min() > 20
 
 
 def test_options_are_shuffled_and_asked_in_their_order():

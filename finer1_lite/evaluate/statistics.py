@@ -75,34 +75,20 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(mean), float(mean - half), float(mean + half)
 
 
-def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: list[str], seed: int = 0, draws: int = 2000):
-    """Mean of `a - b` (N,), two methods on the same images, with a 95% interval: `bootstrap_seeds` of one seed."""
-    return bootstrap_seeds([np.asarray(a, float) - np.asarray(b, float)], [classes], seed, draws)
+def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: Sequence[str], seed: int = 0, draws: int = 2000):
+    """Mean of `a - b` (N,), two methods on the same images, with a 95% interval, as (mean, low, high).
 
-
-def bootstrap_seeds(gaps: list[np.ndarray], classes: list[list[str]], seed: int = 0, draws: int = 2000):
-    """Mean of the seeds' mean gaps with a 95% interval, as (mean, low, high).
-
-    gaps: for each seed the differences (N,) of two methods on the same images; classes: the images' classes. Each
-    draw takes seeds, then classes of each, then images of each class, all with repeats.
+    classes: the images' classes (N,). Each draw takes classes, then images of each drawn class, both with repeats.
     """
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(len(gaps), size=(len(gaps), draws))  # which seed stands at each place of each draw
-    drawn = [[_resampled_means(rng, g, c, draws) for g, c in zip(gaps, classes)] for _ in gaps]
-    means = np.mean([np.choose(row, columns) for row, columns in zip(picked, drawn)], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([g.mean() for g in gaps])), float(low), float(high)
-
-
-def _resampled_means(rng: np.random.Generator, values: np.ndarray, classes: list[str], draws: int) -> np.ndarray:
-    """Means (draws,) of `values` (N,), where classes and then images of each drawn class come with repeats."""
-    groups = [values[np.array(classes) == name] for name in dict.fromkeys(classes)]
+    rng, gaps = np.random.default_rng(seed), np.asarray(a, float) - np.asarray(b, float)
+    groups = [gaps[np.array(classes) == name] for name in dict.fromkeys(classes)]
     sizes = np.array([len(g) for g in groups])
     padded = np.stack([np.pad(g, (0, sizes.max() - len(g))) for g in groups])  # (G, largest)
     which = rng.integers(len(groups), size=(draws, len(groups)))
     images = (rng.random((*which.shape, sizes.max())) * sizes[which][..., None]).astype(int)
     found = padded[which[..., None], images] * (np.arange(sizes.max()) < sizes[which][..., None])
-    return found.sum((1, 2)) / sizes[which].sum(1)
+    low, high = np.quantile(found.sum((1, 2)) / sizes[which].sum(1), [0.025, 0.975])
+    return float(gaps.mean()), float(low), float(high)
 
 
 def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
