@@ -74,17 +74,15 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def straight(data):
-    """The uninterrupted run: adapter and optimizer, history, seconds."""
-    loop = make_loop(data)
-    history = loop.train()
-    return loop.state()[0], untimed(history), history[-1]["seconds"]
+def straight(data, tmp_path_factory):
+    """The uninterrupted run, each step of which counts as slow: tensors, history, seconds, steps that were kept."""
+    loop, kept = make_loop(data), Checkpoints(tmp_path_factory.mktemp("slow"), every=100, keep=100, minutes=0.0)
+    history = loop.train(checkpoints=kept)
+    return loop.state()[0], untimed(history), history[-1]["seconds"], kept.steps()
 
 
-def test_a_slow_step_is_kept_at_once(data, tmp_path):
-    loop = make_loop(data)
-    loop.train(checkpoints=(slow := Checkpoints(tmp_path / "slow", every=100, keep=100, minutes=0.0)))
-    assert slow.steps() == list(range(1, len(loop.history) + 1))
+def test_a_slow_step_is_kept_at_once(straight):
+    assert straight[3] == list(range(1, SETTING.steps + 1))
 
 
 def run_to_the_end(loop: Tapo, folder: Path) -> None:

@@ -10,8 +10,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, Value, load_dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jinja2 import Template
 from PIL import Image as Picture
 
@@ -36,41 +34,22 @@ TRIPLETS = [Triplet(0, 1, 2), Triplet(3, 2, 4), Triplet(5, 4, 1)]
 QUESTIONS = ["Which bird is this?", "What is it?", "Who?"]
 COLUMNS = ["images", "image_noisy", "image_aug"]
 NEAREST = {"Wren": ["House Wren", "Tit", "Jay"], "Tit": ["Jay", "Wren", "House Wren"]}
-
-odd = st.text() | st.sampled_from(["", "\n", "a\r\nb", "\u2028", "< image >", "鸟 \0 🐦", "[", '"', "<|im_end|>"])
-text = odd.map(lambda t: t.replace("<image>", "<imag>"))  # a mark is no text
-
-
-@st.composite
-def chat_rows(draw):
-    """Our rows with one to three images anywhere in the question, with and without a system prompt."""
-    pieces = draw(st.lists(text, min_size=2, max_size=4))
-    row = chat_row(draw(st.integers(0, 9)), draw(text), "", draw(text), "")
-    row["messages"][0]["content"] = "<image>".join(pieces)
-    row["images"] = [f"images/{i} ä.png" for i in range(len(pieces) - 1)]
-    return row | draw(st.fixed_dictionaries({}, optional={"system": text, "note": text | st.none() | st.lists(text)}))
-
-
-@settings(max_examples=100, deadline=None)
-@given(row=chat_rows())
-def test_a_row_comes_back_whole(row):
-    before, made = json.dumps(row), to_llama_factory(row)
-    told = json.dumps(made)
-    assert from_llama_factory(made) == row and to_llama_factory(from_llama_factory(made)) == made
-    assert (json.dumps(row), json.dumps(made)) == (before, told)  # neither way touches its input
-
-
 ROW = chat_row(3, "Wren", "Who is this?", "<think>small</think>", "images/a.jpg") | {"system": "Think."}
 LLAMA = to_llama_factory(ROW)
 SYSTEM, ASKED, ANSWER = LLAMA["messages"]
 
 
-def test_a_row_is_as_llama_factory_documents_it_also_out_of_a_data_set():
+def test_a_row_is_as_llama_factory_documents_it_and_comes_back_whole():
     turns = [("system", "Think."), ("user", "<image>Who is this?"), ("assistant", "<think>small</think>")]
     assert LLAMA == {"images": ["images/a.jpg"], "image_index": 3, "label": "Wren"} | {
         "messages": [{"role": who, "content": text} for who, text in turns]
     }
     assert [from_llama_factory(made) for made in Dataset.from_list([LLAMA, LLAMA])] == [ROW] * 2
+    two = chat_row(0, "鸟 \0", "a\r\n<image>\u2028 < image >", "", "") | {"images": ["a ä.png", "b"], "note": [None]}
+    for row in (ROW | {"system": ""}, two):
+        before, made = json.dumps(row), to_llama_factory(row)
+        assert from_llama_factory(made) == row and to_llama_factory(from_llama_factory(made)) == made
+        assert json.dumps(row) == before  # the way there does not touch it
 
 
 @pytest.mark.parametrize(("broken", "message"), [

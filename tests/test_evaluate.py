@@ -9,13 +9,13 @@ from datasets import Dataset
 
 from finer1_lite.birds.dataset import load_birds
 from finer1_lite.config import get_profile
-from finer1_lite.evaluate.answers import METHODS, ask, judge, load_predictions, predict, prompts_for
+from finer1_lite.evaluate.answers import METHODS, ask, judge, load_predictions, prompts_for
 from finer1_lite.evaluate.paper import paper_figures
 from finer1_lite.evaluate.statistics import COLUMNS, bootstrap_difference, result_rows, subset_of, table
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, add_adapter, load_base
 from finer1_lite.prompts import instructed
-from finer1_lite.recipes import look_alike_classes, one_per_class, tasks_of
+from finer1_lite.recipes import one_per_class, tasks_of
 
 FIGURE = ["method", "model", "protocol", "split", "metric"]
 
@@ -72,17 +72,6 @@ def test_bootstrap_pairs_images_and_respects_classes():
 @pytest.fixture(scope="module")
 def birds():
     return load_birds(0, {"val": {True: 1, False: 1}, "test": {True: 1, False: 0}})["val"]
-
-
-def test_the_base_model_describes_and_cannot_name(birds):
-    base, few = load_base(get_profile("cpu")), birds.select(range(0, 160, 4))
-    cache = VisionCache(base.model, base.processor, few["image"])
-    made = predict(base, cache, few, think=False, seed=0)
-    assert [p.label for p in made] == few["label"] and all(p.text for p in made)
-    assert np.mean([p.correct for p in made]) < 0.1
-    assert predict(base, cache, few, think=False, seed=0) == made
-    nearest = look_alike_classes(cache, few["label"])
-    assert all(label not in others and len(others) == 39 for label, others in nearest.items())
 
 
 class Watched(VisionCache):
