@@ -150,7 +150,7 @@ def test_the_bound_by_hand():
     """16 prompts of 316 tokens and 80 x 400 completion tokens are 37,056: read once, trained on twice (3 each)."""
     h100, config = replace(PROFILES["h100"], max_new_tokens=400), qwen_config("3B")
     gflop = 5.55 * 37_056 * (1 + 3 + 3) + 0.62 * 32_000 * (1 + 3 + 3)
-    assert bound(h100, config, 256, "NVIDIA H100 80GB HBM3") == pytest.approx(gflop / 989_000, rel=5e-3)
-    cheaper = replace(h100, loss=replace(h100.loss, negative_grad=False))
-    assert bound(cheaper, config, 256, "Tesla T4") == pytest.approx(gflop * 5 / 7 / 65_000, rel=5e-3)
+    dear = replace(h100, loss=replace(h100.loss, negative_grad=True))
+    assert bound(dear, config, 256, "NVIDIA H100 80GB HBM3") == pytest.approx(gflop / 989_000, rel=5e-3)
+    assert bound(h100, config, 256, "Tesla T4") == pytest.approx(gflop * 5 / 7 / 65_000, rel=5e-3)
     assert math.isnan(bound(h100, config, 256, "another card"))
