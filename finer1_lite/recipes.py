@@ -11,7 +11,7 @@ from .config import ASSETS, Profile
 from .cot.build import Built, Task
 from .cot.chains import chat_row, question_and_completion, spelt, to_completion
 from .policy.inputs import VisionCache, answer_ids
-from .prompts import QUESTIONS, instructed, question
+from .prompts import bare_question, instructed, question
 from .samplers import nearest_classes
 from .sft import Row
 
@@ -27,7 +27,7 @@ def one_per_class(labels: list[str]) -> list[int]:
 def tasks_of(labels: list[str], seed: int) -> list[Task]:
     """One image of each class with a question."""
     rng = np.random.default_rng(seed)
-    return [Task(i, labels[i], QUESTIONS[int(rng.integers(len(QUESTIONS)))]) for i in one_per_class(labels)]
+    return [Task(i, labels[i], bare_question(rng)) for i in one_per_class(labels)]
 
 
 def chain_rows(tasks: list[Task], built: Built, cache: VisionCache) -> list[dict]:
@@ -56,10 +56,10 @@ def sft_rows(rows: list[dict], cache: VisionCache, labels: Sequence[str]) -> lis
     return [(q, s, a) for (q, a), s in zip(pairs, cache.get([row["image_index"] for row in rows]))]
 
 
-def answer_rows(labels: list[str], cache: VisionCache, seed: int, questions: Sequence[str] = QUESTIONS) -> list[Row]:
+def answer_rows(labels: list[str], cache: VisionCache, seed: int) -> list[Row]:
     """The baseline's rows: every training image with its bare name."""
     rng, seen = np.random.default_rng(seed), cache.get(range(len(labels)))
-    return [(question(rng, False, questions), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
+    return [(question(rng, False), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
 
 
 def room_for(profile: Profile, processor, completions: Sequence[str]) -> Profile:

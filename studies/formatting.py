@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from finer1_lite.evaluate.answers import METHODS
-from finer1_lite.evaluate.statistics import over_seeds
+from finer1_lite.evaluate.statistics import interval
 from finer1_lite.plots import COLORS
 
 PROBES = {  # (measure, part) of why.csv that the page shows, in words
@@ -53,7 +53,7 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
 
 def in_words(rows: pd.DataFrame, key: list[str], words: dict[tuple, str], heading: str) -> pd.DataFrame:
     """The rows of `words` (values of `key` -> what it is) as a table: methods across, as `rounded`."""
-    found = over_seeds(rows, [*key, "method"]).set_index([*key, "method"])[["mean", "low", "high"]]
+    found = rows.groupby([*key, "method"]).value.agg(lambda values: interval(values))
     lines = [{heading: what} | {m: rounded(*found.loc[(*k, m)]) for m in METHODS if (*k, m) in found.index}
              for k, what in words.items()]  # fmt: skip
     return pd.DataFrame(lines, columns=[heading, *METHODS])

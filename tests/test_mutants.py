@@ -96,7 +96,7 @@ MUTANTS = {
         ("mask as a product", "fp32(per_token).masked_fill(mask == 0, 0.0)", "fp32(per_token) * mask",
          "masked_infinities_leave_no_trace"),
         ("num_items is ignored", "if num_items is None:\n", "if True:\n",
-         "aggregate_by_hand, micro_batch_mean_depends_on_the_cut_and_no_other_does"),
+         "aggregate_by_hand, micro_batch_mean_depends_on_the_cut"),
         ("token mean is a micro-batch mean", 'if how == "token":\n        return kept.sum() / num_items',
          'if how == "token":\n        return kept.sum() / mask.sum()',
          "aggregate_by_hand; losses_properties: the_cut_into_micro_batches_does_not_matter"),

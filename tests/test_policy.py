@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,8 +35,6 @@ from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 
 ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What colour is the beak?", "Describe the bird."]
-
-
 FAMILIES = [None, "Qwen3-VL"]  # None: the birds' Qwen2.5-VL
 
 
@@ -244,20 +243,16 @@ def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, 
 @pytest.mark.parametrize("card, grouped", [((7, 5), False), ((8, 9), True)])
 def test_a_card_has_its_settings(monkeypatch, card, grouped):
     """No attention of cuDNN, no sums in fp16; only cards without flash attention pack heads themselves."""
-    cuda = torch.backends.cuda
-    key, before = torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa
-    switches = cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction
+    cuda, key, before, asked = torch.backends.cuda, torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa, []
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
+    monkeypatch.setattr(cuda, "matmul", SimpleNamespace(allow_fp16_reduced_precision_reduction=True))
+    monkeypatch.setattr(cuda, "enable_cudnn_sdp", asked.append)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
-    try:
-        suit_the_card("cpu")
-        assert (cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction) == switches
-        suit_the_card("cuda")
-        assert not cuda.cudnn_sdp_enabled() and not cuda.matmul.allow_fp16_reduced_precision_reduction
-        assert before(None, key, key) and sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
-    finally:
-        cuda.enable_cudnn_sdp(switches[0])
-        cuda.matmul.allow_fp16_reduced_precision_reduction = switches[1]
+    suit_the_card("cpu")
+    assert asked == [] and cuda.matmul.allow_fp16_reduced_precision_reduction
+    suit_the_card("cuda")
+    assert asked == [False] and not cuda.matmul.allow_fp16_reduced_precision_reduction
+    assert before(None, key, key) and sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
 
 
 @pytest.mark.parametrize("policy", FAMILIES, indirect=True)

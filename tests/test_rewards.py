@@ -109,8 +109,9 @@ def test_rewards_take_as_long_as_the_text():
 def test_one_reading_of_an_answer(text, thought, answer):
     assert reading.read_answer(text) == (thought, answer)
     assert reading.tagged_answer(text) == (answer or "" if "nswer" in text.rpartition("</think>")[2] else "")
-    read, judged = read_row(text, "Wren"), judge(0, "Wren", True, text)
-    assert judged.answer == use.read_answer(Path(), text).answer == read.answer if answer else not judged.correct
+    read, judged, named = read_row(text, "Wren"), judge(0, "Wren", True, text), use.read_answer(Path(), text)
+    assert judged.answer == read.answer == answer if answer else not judged.correct
+    assert (named.chain, named.answer) == (thought, answer) and (named.error is None) == (answer is not None)
     assert R.loose_reward(text, "Wren")["accuracy"] == (reading.tagged_answer(text) == "Wren")
 
 
@@ -149,15 +150,12 @@ def test_no_two_classes_are_one_name(names):
         assert [name for name in names if reading.same_name(name, label)] == [label]
 
 
-def test_an_empty_name_is_in_no_answer():
-    assert R.loose_reward(completion("anything"), "...")["accuracy"] == 0
-
-
 def test_loose_reward():
     scores = R.loose_reward(completion("a black-footed albatross"), "Black footed Albatross")
     assert scores == {"overall": 1.0, "format": 1.0, "accuracy": 1.0}
     assert R.loose_reward(completion("Laysan Albatross"), "Black footed Albatross")["overall"] == pytest.approx(0.1)
     assert R.loose_reward("no tags", "Wren") == {"overall": 0.0, "format": 0.0, "accuracy": 0.0}
+    assert R.loose_reward(completion("anything"), "...")["accuracy"] == 0  # an empty name is in no answer
 
 
 @pytest.mark.parametrize("answer, named", [

@@ -60,17 +60,12 @@ def load_predictions(path: str | Path) -> list[Prediction]:
 
 def prompts_for(
     labels: Sequence[str], think: bool, seed: int, nearest: Mapping[str, list[str]] | None = None,
-    questions: Sequence[str] = QUESTIONS, official: bool = False,
+    questions: Sequence[str] = QUESTIONS,
 ) -> list[str]:  # fmt: skip
-    """A full prompt for each label; with `nearest`, the look-alikes of each class, closed-world.
-
-    official: the right option stands first, as in the released files; phrasings and options are the same either way.
-    """
+    """A full prompt for each label; with `nearest`, the look-alikes of each class, closed-world."""
     rng, prompts = np.random.default_rng(seed), []
     for label in labels:
         options = None if nearest is None else make_options(label, nearest, rng)
-        if official and options:
-            options = sorted(options, key=lambda option: option != label)
         prompts.append(instructed(bare_question(rng, questions), think, options))
     return prompts
 
@@ -78,13 +73,13 @@ def prompts_for(
 def predict(
     policy: Policy, cache: VisionCache, data, think: bool, seed: int,
     nearest: Mapping[str, list[str]] | None = None, progress: str = "evaluate",
-    questions: Sequence[str] = QUESTIONS, official: bool = False, path: str | Path | None = None,
+    questions: Sequence[str] = QUESTIONS, path: str | Path | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Greedy answers for every row of `data` (columns label and seen), in its order: `ask` with `prompts_for`.
 
     cache: features of the images of `data`, by row number. think: ask for a chain, or for the bare answer.
     """
-    prompts = prompts_for(data["label"][:], think, seed, nearest, questions, official)
+    prompts = prompts_for(data["label"][:], think, seed, nearest, questions)
     return ask(policy, cache, data, prompts, progress, path)
 
 

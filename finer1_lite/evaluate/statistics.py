@@ -4,7 +4,6 @@
 """
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,41 +75,20 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(mean), float(mean - half), float(mean + half)
 
 
-def over_seeds(rows: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
-    """For each group of the columns `by`: mean, low, high (see `interval`) and how many seeds there are."""
-    made = rows.groupby(list(by), sort=False)[value].agg(lambda v: interval(v)).apply(pd.Series)
-    made.columns = ["mean", "low", "high"]
-    return made.assign(seeds=rows.groupby(list(by), sort=False).seed.nunique()).reset_index()
+def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: Sequence[str], seed: int = 0, draws: int = 2000):
+    """Mean of `a - b` (N,), two methods on the same images, with a 95% interval, as (mean, low, high).
 
-
-def bootstrap_difference(a: np.ndarray, b: np.ndarray, classes: list[str], seed: int = 0, draws: int = 2000):
-    """Mean of `a - b` (N,), two methods on the same images, with a 95% interval: `bootstrap_seeds` of one seed."""
-    return bootstrap_seeds([np.asarray(a, float) - np.asarray(b, float)], [classes], seed, draws)
-
-
-def bootstrap_seeds(gaps: list[np.ndarray], classes: list[list[str]], seed: int = 0, draws: int = 2000):
-    """Mean of the seeds' mean gaps with a 95% interval, as (mean, low, high).
-
-    gaps: for each seed the differences (N,) of two methods on the same images; classes: the images' classes. Each
-    draw takes seeds, then classes of each, then images of each class, all with repeats.
+    classes: the images' classes (N,). Each draw takes classes, then images of each drawn class, both with repeats.
     """
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(len(gaps), size=(len(gaps), draws))  # which seed stands at each place of each draw
-    drawn = [[_resampled_means(rng, g, c, draws) for g, c in zip(gaps, classes)] for _ in gaps]
-    means = np.mean([np.choose(row, columns) for row, columns in zip(picked, drawn)], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([g.mean() for g in gaps])), float(low), float(high)
-
-
-def _resampled_means(rng: np.random.Generator, values: np.ndarray, classes: list[str], draws: int) -> np.ndarray:
-    """Means (draws,) of `values` (N,), where classes and then images of each drawn class come with repeats."""
-    groups = [values[np.array(classes) == name] for name in dict.fromkeys(classes)]
+    rng, gaps = np.random.default_rng(seed), np.asarray(a, float) - np.asarray(b, float)
+    groups = [gaps[np.array(classes) == name] for name in dict.fromkeys(classes)]
     sizes = np.array([len(g) for g in groups])
     padded = np.stack([np.pad(g, (0, sizes.max() - len(g))) for g in groups])  # (G, largest)
     which = rng.integers(len(groups), size=(draws, len(groups)))
     images = (rng.random((*which.shape, sizes.max())) * sizes[which][..., None]).astype(int)
     found = padded[which[..., None], images] * (np.arange(sizes.max()) < sizes[which][..., None])
-    return found.sum((1, 2)) / sizes[which].sum(1)
+    low, high = np.quantile(found.sum((1, 2)) / sizes[which].sum(1), [0.025, 0.975])
+    return float(gaps.mean()), float(low), float(high)
 
 
 def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
@@ -126,20 +104,6 @@ def subset_of(data: Dataset, n: int, seed: int) -> Dataset:
         rows = rng.permutation(np.flatnonzero(labels == label))
         place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)  # evenly spread, from a random start
     return data.select(np.sort(np.argsort(place, kind="stable")[:n]))
-
-
-def subset_error(labels: Sequence[str], chosen: Sequence[str]) -> float:
-    """The largest standard error of a subset's accuracy (0-1) as an estimate of the whole set's; 0 for all of it.
-
-    labels: classes of the whole set's N images; chosen: of the subset's n. With k_c of N_c images of class c it is
-    half the root of the larger of sum_c (k_c/n - N_c/N)^2, where classes share outcomes, and 1/n - 1/N, where not.
-
-    >>> round(subset_error(["a", "b"] * 500, ["a", "b"] * 50), 3), subset_error(["a", "b"], ["a", "b"])
-    (0.047, 0.0)
-    """
-    whole, part, n = Counter(labels), Counter(chosen), len(chosen)
-    between = sum((part[c] / n - whole[c] / len(labels)) ** 2 for c in whole)
-    return float(np.sqrt(0.25 * max(between, 1 / n - 1 / len(labels))))
 
 
 if __name__ == "__main__":

@@ -79,10 +79,7 @@ def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor
 
 @dataclass
 class Rollouts:
-    """Ids (B, C), masks (B, C) with the end token, and texts (B); completions of one prompt are neighbours.
-
-    ended: whether each completion came to an end token, and was not cut off (B).
-    """
+    """Ids, masks (B, C) with the end token, texts, who `ended` and was not cut off (B); of one prompt side by side."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
