@@ -148,6 +148,13 @@ def image_example(rng: np.random.Generator, s: Species, named: float = 0.3) -> t
     return f"What does the {part} look like?", f"It has a {s.describe([part])}."
 
 
+def picture_diary(rng: np.random.Generator, s: Species) -> tuple[str, str]:
+    """A diary about a picture of `s`: what is seen in place of notes, and half of the time with options."""
+    options = [by_name()[name] for name in _options(rng, s)] if rng.random() < 0.5 else None
+    parts = chain_parts(s.looks, options or candidates(s, s.looks), s.name)
+    return listing(DIARY, [o.name for o in options]) if options else DIARY, chain_prose(parts)
+
+
 def teacher_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:
     """The teacher's prompt with the label `s` and some true concepts, and the four tagged parts."""
     looks = misread(rng, s.looks)
