@@ -87,7 +87,7 @@ class Profile:
 # The CPU's epochs and learning rates were chosen on validation images of another split (studies/tuning.py).
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
-    max_new_tokens=112, rollout_batch=192, eval_batch=256, dense_rollout=True,
+    max_new_tokens=144, rollout_batch=192, eval_batch=256, dense_rollout=True,
     sft=SFTConfig(epochs=32, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
     tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4,
     reward=ending_reward,

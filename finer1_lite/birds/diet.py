@@ -148,11 +148,12 @@ def image_example(rng: np.random.Generator, s: Species, named: float = 0.3) -> t
     return f"What does the {part} look like?", f"It has a {s.describe([part])}."
 
 
-def picture_diary(rng: np.random.Generator, s: Species) -> tuple[str, str]:
-    """A diary about a picture of `s`: what is seen in place of notes, and half of the time with options."""
-    options = [by_name()[name] for name in _options(rng, s)] if rng.random() < 0.5 else None
-    parts = chain_parts(s.looks, options or candidates(s, s.looks), s.name)
-    return listing(DIARY, [o.name for o in options]) if options else DIARY, chain_prose(parts)
+def reasoned(rng: np.random.Generator, s: Species) -> tuple[str, str]:
+    """A question about a picture of `s` with four options, and an answer that compares them before it names one."""
+    names = _options(rng, s)
+    chain = chain_prose(chain_parts(s.looks, [by_name()[name] for name in names], s.name))
+    text = instructed(_pick(rng, QUESTIONS), True, names)
+    return text, f"<think>\n{chain}\n</think>\n<answer> {s.name} </answer>"
 
 
 def teacher_example(rng: np.random.Generator, s: Species) -> tuple[str, str]:

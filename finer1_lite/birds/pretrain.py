@@ -25,7 +25,7 @@ from ..policy.inputs import IGNORE, ImageFeatures, VisionCache, training_batch
 from ..policy.load import add_adapter, load_base
 from ..prompts import QUESTIONS
 from ..sft import train_sft
-from .diet import DIARY, corpus, diary, image_example, loose_diary, picture_diary, teacher_example, text_example
+from .diet import corpus, diary, image_example, loose_diary, reasoned, teacher_example, text_example
 from .measure import measure_base
 from .model import PATCH, TAGS, build_config, build_processor, build_tokenizer, features, normalise
 from .render import SIZE, draw
@@ -33,12 +33,12 @@ from .species import ATTRIBUTES, all_species
 
 SEED, PICTURES, DRAW_SEED, HELD_OUT, VISION_STEPS, THREADS = 0, 160, 1, 512, 1100, 2
 # Rounds of reading: what birds look like first, more texts for each image in the second, names and tidier diaries in
-# the third. named: the share of the pictures of evaluated species that come with a name; diaries: of the pictures of
-# common species that a diary is written about.
+# the third. named: the share of the pictures of evaluated species that come with a name; reasoned: of the pictures of
+# common species that come with four options, compared before one is named.
 ROUNDS = (
     {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "named": 0.0, "write": loose_diary},
     {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 16, "texts": 52, "named": 0.3, "write": loose_diary},
-    {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 16, "texts": 56, "named": 0.1, "diaries": 0.5, "write": diary},
+    {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 16, "texts": 56, "named": 0.08, "reasoned": 0.5, "write": diary},
 )
 TEACHER_ROWS, TEACHER_PICTURES = 4000, 8
 TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
@@ -100,16 +100,19 @@ def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict)
     def losses():
         images = []
         for i in rng.integers(len(seen), size=plan["images"]):
-            s = species[i % len(species)]
-            thinks = "diaries" in plan and s.common and rng.random() < plan["diaries"]
-            text, answer = picture_diary(rng, s) if thinks else image_example(rng, s, plan["named"])
+            s, share = species[i % len(species)], plan.get("reasoned", 0)
+            text, answer = image_example(rng, s, plan["named"])
+            if share and ("<think>" in answer and "Options:" in text or s.common and rng.random() < share):
+                text, answer = reasoned(rng, s)
             images.append((text, ImageFeatures(seen[i].float(), grid), answer))
         texts = [(u, None, a) for u, a in (text_example(rng, plan["write"]) for _ in range(plan["texts"]))]
         texts.sort(key=lambda row: len(row[2]))
         short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
-        kinds = [DIARY if row[0].startswith(DIARY) else row[0].startswith(QUESTIONS) for row in images]
-        pictured = ([row for row, k in zip(images, kinds) if k == kind] for kind in (True, False, DIARY))
-        groups = [(rows, len(rows) / len(images)) for rows in pictured] + [(short, 1), (texts[len(short) :], 1)]
+        long = [row for row in images if "Analysis" in row[2]]
+        named = [row for row in images if row[0].startswith(QUESTIONS) and row not in long]
+        looks = [row for row in images if not row[0].startswith(QUESTIONS)]
+        groups = [(rows, len(rows) / len(images)) for rows in (named, looks, long)]
+        groups += [(short, 1), (texts[len(short) :], 1)]
         for rows, weight in groups:  # of about equal length each; pictures, the guide and diaries weigh the same
             if not rows:
                 continue
