@@ -3,7 +3,8 @@
 From images it learns to describe any bird. Some pictures come with a name, as on the web: those of the 40 *common*
 species, which are in no evaluation, rightly; those of the others in captions that are often a look-alike's, and of
 every second species mostly the family's noun alone, and in quizzes of four names. So the base knows more names than it
-says. From texts it learns the field guide of all 200, and birders' diaries that think from a description to a name.
+says; asked to think about four names, it compares them. From texts it learns the field guide of all 200, and birders'
+diaries that think from a description to a name.
 """
 
 import numpy as np
