@@ -85,7 +85,7 @@ def test_sizes():
     sizes = {path: lines([path]) for path in FILES}
     assert max(sizes.values()) <= 300, max(sizes, key=sizes.get)
     whole = sum(sizes.values())
-    assert whole <= 7350 and lines(PACKAGE / f"{name}.py" for name in HEART) <= 800
+    assert whole <= 7400 and lines(PACKAGE / f"{name}.py" for name in HEART) <= 800
     folders = {folder: lines(folder.rglob("*.py")) for folder in PACKAGE.iterdir() if folder.is_dir()}
     assert max(folders.values()) < whole / 5, max(folders, key=folders.get)
     studies = sorted((ROOT / "studies").glob("*.py"))
