@@ -40,7 +40,7 @@ ROUNDS = (
     {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 16, "texts": 52, "named": 0.3, "write": loose_diary},
     {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 16, "texts": 56, "named": 0.08, "reasoned": 0.5, "write": diary},
 )
-TEACHER_ROWS, TEACHER_PICTURES = 4000, 8
+TEACHER_ROWS, TEACHER_PICTURES = 8000, 8
 TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
                     micro_tokens=2**20)  # fmt: skip
 
