@@ -74,7 +74,6 @@ class Profile:
     sft: SFTConfig = SFTConfig()
     sft_answers: SFTConfig = SFTConfig()
     tapo: TapoConfig = TapoConfig()
-    dapo_lr: float = 2e-5
     loss: LossConfig = RELEASED  # what most likely made the paper's numbers; `losses.TAPO` is the paper's letter
     reward: Callable[[str, str], dict[str, float]] = released_reward
 
@@ -88,8 +87,8 @@ class Profile:
 _CPU = Profile(
     name="cpu", device="cpu", model_id=str(ASSETS / "base"), dtype="float32", max_pixels=112 * 112,
     max_new_tokens=144, rollout_batch=192, eval_batch=256, dense_rollout=True,
-    sft=SFTConfig(epochs=32, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=2e-3),
-    tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3), dapo_lr=3e-4,
+    sft=SFTConfig(epochs=16, batch_size=16, lr=2e-3), sft_answers=SFTConfig(epochs=16, batch_size=32, lr=1.25e-4),
+    tapo=TapoConfig(steps=40, lr=6e-4, micro_batch=40, max_rounds=3),
     reward=ending_reward,
 )  # fmt: skip
 # Half of the released chains have more than about 770 tokens; the paper's 20 rounds would take half an hour a step.

@@ -76,8 +76,7 @@ def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[
 
 
 def dapo_setting(profile: Profile):
-    """DAPO at TAPO's cost in rollouts: all from the anchor, no triplet terms; as config with its own rate, and loss."""
+    """DAPO at TAPO's cost in rollouts: all from the anchor, no triplet terms; as config and loss."""
     anchors = profile.tapo.num_anchor + profile.tapo.num_positive
-    return replace(profile.tapo, num_anchor=anchors, num_positive=0, lr=profile.dapo_lr), replace(
-        profile.loss, gamma=0.0, eta1=0.0, eta2=0.0
-    )
+    config = replace(profile.tapo, num_anchor=anchors, num_positive=0)
+    return config, replace(profile.loss, gamma=0.0, eta1=0.0, eta2=0.0)

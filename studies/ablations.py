@@ -1,8 +1,9 @@
 """Which part of the method does the work? One thing changed at a time, every variant against TAPO.
 
 `python -m studies.ablations` goes on from the story's chains and CoT SFT, which all variants of a seed share.
-Reinforcement takes half of the story's steps with the same number of rollouts and the same learning rate, whatever is
-changed; Stage 1 on other chains takes as many steps as on all. Writes `ablations.csv`: rows as in `results.csv`.
+Reinforcement takes 12 steps, where the story takes 40, with the same number of rollouts and the same learning rate,
+whatever is changed; Stage 1 on other chains takes as many steps as on all. Writes `ablations.csv`: rows as in
+`results.csv`.
 """
 
 import itertools

@@ -46,8 +46,8 @@ def ablations(rows: pd.DataFrame, folder: Path) -> str:
     told, p = gaps[(gaps.low > 0) | (gaps.high < 0)], gaps.p.dropna()
     kept = int((false_discovery_control(p) < 0.05).sum()) if len(p) else 0
     text = (
-        f"Open-world accuracy minus that of the last variant of each table, {gaps.seeds.max()} seeds. Half of the "
-        "story's steps, and DAPO has TAPO's learning rate here: compare these figures only with each other. In the "
+        f"Open-world accuracy minus that of the last variant of each table, {gaps.seeds.max()} seeds. 12 steps, where "
+        "the story takes 40: compare these figures only with each other. In the "
         f"picture a full dot is a difference whose interval leaves zero out. {len(told)} of {len(gaps)} comparisons "
         f"do, {kept} also after allowing for their number (Benjamini and Hochberg)."
     )

@@ -23,7 +23,7 @@ from studies.command import run
 from studies.study import Seed
 
 HELD_OUT = 0.2  # share of the seen species
-ANSWERS = ((1.25e-4, 16), (2.5e-4, 16), (5e-4, 16), (5e-4, 32), (1e-3, 16), (2e-3, 16))  # learning rate, epochs
+ANSWERS = tuple((lr, 16) for lr in (3e-5, 6e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3))  # learning rate, epochs
 COT = tuple((lr, epochs) for lr in (5e-4, 1e-3, 2e-3) for epochs in (16, 32))
 RL = (7.5e-5, 1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3)
 GRID = {
