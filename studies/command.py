@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing import get_context
@@ -10,6 +11,15 @@ from pathlib import Path
 from finer1_lite.config import RESULTS, versions
 from finer1_lite.files import write_csv, write_whole
 from studies.study import SEEDS
+
+
+def rows_of(job, name: str, one: Callable[..., list[dict]], work: Path) -> list[dict]:
+    """`one(job, work)`, or what it returned before, which lies in `work`/rows."""
+    called = re.sub(r"[^\w.+]+", " ", f"{name} {job}").strip()
+    path = work / "rows" / f"{called}.json"
+    if not path.exists():
+        write_whole(path, json.dumps(one(job, work)))
+    return json.loads(path.read_text())
 
 
 def run(
@@ -30,7 +40,8 @@ def run(
     with get_context("spawn").Pool(2) as pool:
         if before:
             pool.map(partial(before, work=args.work), args.seeds, chunksize=1)
-        rows = [row for part in pool.imap(partial(one, work=args.work), jobs(args.seeds)) for row in part]
+        parts = pool.imap(partial(rows_of, name=name, one=one, work=args.work), jobs(args.seeds))
+        rows = [row for part in parts for row in part]
     made = tables(rows, args.work, args.seeds, args.out) if tables else {f"{name}.csv": rows}
     for file, table in made.items():
         write_csv(args.out / file, table)

@@ -29,7 +29,7 @@ OTHERS = 2  # pictures of each common species
 
 
 class Exam:
-    """One seed's questions about `n` test pictures and `others`, and one method's answers, kept in its folder."""
+    """One seed's questions about `n` test pictures and `others`, and one method's answers."""
 
     def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: int = OTHERS):
         self.lab, self.cache, seen = lab, lab.judged_cache, lab.judged["seen"][:]
@@ -50,26 +50,21 @@ class Exam:
         self.form = "answer" if method in WITHOUT_CHAIN else "think"
         return [{"seed": self.lab.seed, "method": method} | row for task in TASKS for row in task(self)]
 
-    def ask(self, name: str, cache, questions, form: str, listed: bool = False) -> list[str]:
-        """`questions.ask`, kept in a file."""
-        file = f"{self.method}_{name.replace(' ', '_')}_{form}_{'listed' if listed else 'free'}.jsonl"
-        return ask(self.policy, cache, questions, form, listed, self.lab.out / "transfer" / file)
-
 
 def facts_task(exam: Exam) -> list[dict]:
     """Facts as the likeliest option, and in two steps."""
     questions = facts(exam.labels, exam.splits, exam.picked, exam.lab.seed)
-    thoughts = exam.ask("facts", exam.cache, questions, "think")
+    thoughts = ask(exam.policy, exam.cache, questions, "think")
     chosen = choose(exam.policy, exam.cache, questions, thoughts, listed=False)
     rows = rows_of("facts", "likeliest option", questions, [o == q.answers[0] for o, q in zip(chosen, questions)])
     second = [about(q, exam.own[q.image] or "bird") for q in questions]
-    return rows + graded("facts", "two steps", second, exam.ask("facts two steps", None, second, "plain"), "plain")
+    return rows + graded("facts", "two steps", second, ask(exam.policy, None, second, "plain"), "plain")
 
 
 def looks_task(exam: Exam) -> list[dict]:
     """Share of right attributes in descriptions; answers about one part that speak of nothing else."""
     questions = looks(exam.labels, exam.splits, exam.picked)  # a description and a part in turn
-    texts = exam.ask("looks", exam.cache, questions, "plain")
+    texts = ask(exam.policy, exam.cache, questions, "plain")
     rows = graded("looks", "describe", questions[::2], texts[::2], "plain")
     kept = rows_of("looks", "part, in form", questions[1::2], [in_form(text) for text in texts[1::2]])
     return rows + [row | {"chance": float("nan")} for row in kept]
@@ -80,7 +75,7 @@ def common_task(exam: Exam) -> list[dict]:
     names, rows = [s.name for s in exam.common], []
     questions = naming(names, ["common"] * len(names), range(len(names)))
     for form in ("answer", "think"):
-        rows += graded("common", form, questions, exam.ask("common", exam.common_cache, questions, form))
+        rows += graded("common", form, questions, ask(exam.policy, exam.common_cache, questions, form))
     return rows
 
 
@@ -89,7 +84,7 @@ def shift_task(exam: Exam) -> list[dict]:
     labels, splits = ([column[i] for i in exam.picked] for column in (exam.labels, exam.splits))
     questions, rows = naming(labels, splits, range(len(labels))), []
     for condition, cache in exam.caches.items():
-        rows += graded("shift", condition, questions, exam.ask(f"shift {condition}", cache, questions, exam.form))
+        rows += graded("shift", condition, questions, ask(exam.policy, cache, questions, exam.form))
     return rows
 
 

@@ -50,7 +50,7 @@ def test_variants_change_one_thing_at_equal_cost():
         assert variant.loss is None or sum(variant.rollouts) == 10
         alone = ("dapo", "shots_1", *CHAINS)  # methods of their own
         assert name in alone or len(changed) == (name != "tapo"), (name, changed)
-        assert (variant.lr, variant.steps) == (None, 20)
+        assert (variant.lr, variant.steps) == (None, 12)
 
 
 def test_shortened_chains_say_the_same_without_a_comparison():
@@ -176,7 +176,7 @@ def test_what_lies_in_the_folder_is_used_again_and_a_variant_gets_its_own_settin
     monkeypatch.setattr(lab, "answers", lambda *asked: asked)
     for name in ("tapo", "shots_1", "no_think_rl", "sides_8_2", "released_format"):
         assert ask(lab, name)[3] == (name != "no_think_rl")
-    tapo, same = made["ablation_tapo"][0], {"steps": 20, "num_anchor": 8, "num_positive": 2}
+    tapo, same = made["ablation_tapo"][0], {"steps": 12, "num_anchor": 8, "num_positive": 2}
     assert made["ablation_sides_8_2"][0] == replace(lab.profile.tapo, **same) and tapo.steps == 12
     assert made["ablation_tapo"][2:] == ((lab.cache, lab.labels), {"negative": "similar", "reward": ending_reward})
     assert made["ablation_released_format"][3]["reward"] is released_reward
@@ -219,4 +219,7 @@ def test_the_command_writes_the_tables_and_keeps_the_other_studies_versions(tmp_
     seen = []
     command.run("small", "What?", one, before=lambda seed, work: seen.append(seed))
     assert pd.read_csv(tmp_path / "small.csv").value.tolist() == [0.3, 0.4] and sorted(seen) == [3, 4]
+    (tmp_path / "rows" / "small 3.json").write_text('[{"seed": 3, "value": 7}]')  # made before: not made again
+    command.run("small", "What?", one)
+    assert pd.read_csv(tmp_path / "small.csv").value.tolist() == [7, 0.4]
     assert set(pd.read_json(tmp_path / "versions.json")) == {"story", "small"}
