@@ -22,11 +22,12 @@ MARKS = "<!-- card: written by python -m studies.page -->", "<!-- end -->"  # in
 
 
 def ablation_gaps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every variant against the last one of its table, open-world: table, variant, against, split, and `gap`."""
+    """Every variant that was run against the last one of its table: table, variant, against, split, and `gap`."""
+    run = set(rows[rows.study == "ablations"].method)
     return pd.DataFrame([
         {"table": table, "variant": name, "against": names[-1], "split": split}
         | gap(rows, "ablations", name, names[-1], "open", split)
-        for table, names in TABLES.items() for name in names[:-1] for split in SPLITS[:2]
+        for table, names in TABLES.items() for name in names[:-1] for split in SPLITS[:2] if name in run
     ])  # fmt: skip
 
 
