@@ -7,9 +7,9 @@ accuracy asks that the lower-cased label be contained in the first answer. One d
 space too, else a class "Audi A4 / S4" could never be right.
 
 Two reward hacks are known. Containment pays for "Finch A or Finch B": `strict_accuracy` and `guarded_reward` close
-that. The released format pays for an answer that goes on after its end, so that a policy may learn never to stop: all
-rewards here but `released_reward` ask for `strict_format`. Those for own pictures know a name in any spelling
-(`reading`). Your own reward is a function (completion, label) -> dict with "overall" (what the advantage is made of),
+that. The released format pays for an answer that goes on after its end, so that a policy may learn never to stop; and
+0.1 is too little to keep a form, once names are worth 0.9. So all rewards here but `released_reward` pay nothing for
+an answer without `strict_format`. Those for own pictures know a name in any spelling (`reading`). Your own reward is a function (completion, label) -> dict with "overall" (what the advantage is made of),
 "accuracy" (0 or 1, what the group filter counts) and, only for the log, "format".
 """
 
@@ -76,8 +76,13 @@ def released_reward(completion: str, label: str) -> dict[str, float]:
 
 
 def ending_reward(completion: str, label: str) -> dict[str, float]:
-    """`released_reward`, but with `strict_format`: an answer that does not stop loses the 0.1."""
-    return _scores(accuracy_reward(completion, label), strict_format(completion))
+    """`released_reward`, but an answer without `strict_format`, above all one that does not stop, earns nothing.
+
+    >>> ending_reward("<think>x</think><answer> a </answer> b", "a")
+    {'overall': 0.0, 'format': 0.0, 'accuracy': 0.0}
+    """
+    form = strict_format(completion)
+    return _scores(accuracy_reward(completion, label) * form, form)
 
 
 def bare_reward(completion: str, label: str) -> dict[str, float]:
@@ -100,7 +105,8 @@ def loose_reward(completion: str, label: str) -> dict[str, float]:
 
     For names out of folders: a model writes "Brandt's Cormorant" where CUB has "Brandt Cormorant".
     """
-    return _scores(float(holds_name(tagged_answer(completion), label)), strict_format(completion))
+    form = strict_format(completion)
+    return _scores(float(holds_name(tagged_answer(completion), label)) * form, form)
 
 
 def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:
@@ -138,7 +144,7 @@ def look_alike_reward(completion: str, label: str, family_of: Mapping[str, str],
     """
     scores = guarded_reward(completion, label, family_of)
     named = names_in(tagged_answer(completion), family_of)
-    close = not scores["accuracy"] and len(named) == 1 and named[0] != label
+    close = scores["format"] and not scores["accuracy"] and len(named) == 1 and named[0] != label
     look_alike = float(close and family_of[named[0]] == family_of[label])
     overall = _scores(max(scores["accuracy"], credit * look_alike), scores["format"])["overall"]
     return scores | {"overall": overall, "look_alike": look_alike}

@@ -68,9 +68,9 @@ def test_accuracy_is_containment_in_the_answer(answer, label, score):
 @pytest.mark.parametrize("text, released, ending, bare", [
     (completion("a wren"), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
     (completion("Finch"), (0.1, 1.0, 0.0), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)),
-    (completion("Wren") + " a </answer>", (1.0, 1.0, 1.0), (0.9, 0.0, 1.0), (0.0, 0.0, 0.0)),
-    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (0.9, 0.0, 1.0), (1.0, 1.0, 1.0)),
-    ("<answer> Wren</answer> a", (0.9, 0.0, 1.0), (0.9, 0.0, 1.0), (0.0, 0.0, 0.0)),
+    (completion("Wren") + " a </answer>", (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ("<answer> Wren</answer> a", (0.9, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
     ("Wren", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
 ])
 def test_released_ending_and_bare_reward(text, released, ending, bare):
@@ -112,7 +112,7 @@ def test_one_reading_of_an_answer(text, thought, answer):
     read, judged, named = read_row(text, "Wren"), judge(0, "Wren", True, text), use.read_answer(Path(), text)
     assert judged.answer == read.answer == answer if answer else not judged.correct
     assert (named.chain, named.answer) == (thought, answer) and (named.error is None) == (answer is not None)
-    assert R.loose_reward(text, "Wren")["accuracy"] == (reading.tagged_answer(text) == "Wren")
+    assert R.loose_reward(text, "Wren")["accuracy"] == R.strict_format(text) * (reading.tagged_answer(text) == "Wren")
 
 
 @pytest.mark.parametrize("label, said", [
