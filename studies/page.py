@@ -74,10 +74,10 @@ def write_page(folder: Path, readme: Path) -> Path:
         "measured": [rounded(*(x / 100 for x in (r.mean, r.low, r.high)), sign=True) for r in card.itertuples()],
         "seeds": card.seeds, "verdict": card.verdict,
     })  # fmt: skip
-    said = ", ".join(f"{n} {what}" for what, n in card.verdict.value_counts().items())
+    said = " ".join(f"{what.capitalize()}: {n}." for what, n in card.verdict.value_counts().items())
     core = shown[card.core].rename(columns={"they say": "paper", "measured": "here"})
     before, after = (readme.read_text(encoding="utf-8").split(mark) for mark in MARKS)
-    text = f"Of {len(card)} claims: {said}.\n\n{markdown(core[['claim', 'paper', 'here', 'verdict']])}\n"
+    text = f"{len(card)} claims. {said}\n\n{markdown(core[['claim', 'paper', 'here', 'verdict']])}\n"
     write_whole(readme, f"{before[0]}{MARKS[0]}\n{text}{MARKS[1]}{after[1]}")
     main, why, transfer = main_table(rows), pd.read_csv(folder / "why.csv"), pd.read_csv(folder / "transfer.csv")
     probes = in_words(why, ["measure", "part"], PROBES, "probe")
@@ -87,7 +87,7 @@ def write_page(folder: Path, readme: Path) -> Path:
     sizes = pd.read_csv(folder / "results.csv").groupby("split").n.first()
     asked = " and ".join(f"{n} images of {split} species" for split, n in sizes.items())
     parts = [
-        section("Score card", f"Of {len(card)} claims: {said}. Points with 95% t-intervals of paired differences over "
+        section("Score card", f"{len(card)} claims. {said} Points with 95% t-intervals of paired differences over "
                 "seeds; `studies/scorecard.py` says when a claim holds.", shown),
         section("The paper's tables in miniature", f"Percent right on test images ({asked} for each seed), mean over "
                 "seeds with a 95% interval, and the paper's figure for Qwen2.5-VL-3B (closed: accuracy; open: text "
