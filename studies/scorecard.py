@@ -45,7 +45,6 @@ CLAIMS = (
     Claim("RL without thinking changes nothing on unseen classes", PAPER, -0.58, "no_think_rl", "base", "closed",
           "unseen", 0),
     Claim("To ask for a chain alone changes nothing", PAPER, 0.11, "cot_prompt", "base", "closed", "overall", 0),
-    Claim("Examples in the prompt hurt", PAPER, -7.39, "in_context", "base", "closed", "overall", -1),
     Claim("DAPO adds to CoT SFT", PAPER, 1.60, "dapo", "cot_sft", "open", "overall"),
     Claim("TAPO adds to DAPO", PAPER, 1.51, "tapo", "dapo", "open", "overall"),
     Claim("The intra-class half adds to DAPO", PAPER, 0.5, "intra", "dapo", "open", "overall", study="ablations"),
