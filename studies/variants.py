@@ -43,7 +43,7 @@ def released(label: str, **switches) -> Variant:
 
 # Reinforcement without chains, in full length. The learning rates were chosen as the profile's (studies/tuning.py).
 WITHOUT_SFT: dict[str, Variant] = {
-    "cls_rl": Variant("CLS-RL (no SFT)", GRPO, (10, 0), start="base", lr=3e-4, steps=None),
+    "cls_rl": Variant("CLS-RL (no SFT)", GRPO, (10, 0), start="base", lr=6e-4, steps=None),
     "no_think_rl": Variant("No-Thinking-RL (no SFT)", GRPO, (10, 0), start="base", think=False, reward=bare_reward,
                            lr=1.2e-3, steps=None),
 }  # fmt: skip
