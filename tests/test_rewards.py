@@ -189,6 +189,7 @@ def test_guarded_reward_closes_the_hack():
     ("Wren", "House Wren", 0.1 + 0.9 * 0.4, 0.0, 1.0),
 ])
 def test_look_alike_reward(answer, label, overall, accuracy, look_alike):
+    assert R.look_alike_reward(completion(answer) + " so", label, FAMILY)["overall"] == 0.0  # out of form
     scores = R.look_alike_reward(completion(answer), label, FAMILY, credit=0.4)
     assert scores.pop("overall") == pytest.approx(overall)
     assert scores == {"format": 1.0, "accuracy": accuracy, "look_alike": look_alike}
