@@ -39,14 +39,13 @@ owner:
 	sed -i -E 's#(github(\.com)?)/[A-Za-z0-9-]+/finer1_lite#\1/$(OWNER)/finer1_lite#g' pyproject.toml README.md \
 	  finer1_lite/card.md notebooks/*.ipynb
 
-# The committed results: five seeds of the whole story without notebooks, and the shipped artefacts from seed 0.
+# The committed story: its seeds without notebooks, and the shipped artefacts from seed 0.
 study: install
-	$(BIN)/python -m studies.story --seeds 0 1 2 3 4
+	$(BIN)/python -m studies.story
 	mkdir -p finer1_lite/birds/assets/reference
 	cp -r runs/study/seed0/chains.jsonl runs/study/seed0/sft_answers runs/study/seed0/cot_sft runs/study/seed0/dapo \
 	  runs/study/seed0/tapo finer1_lite/birds/assets/reference/
 
-# What goes on from the study's folder, about three hours on two cores; a killed run goes on where it was.
-evidence: install
-	for study in ablations teachers baselines why transfer; do $(BIN)/python -m studies.$$study || exit 1; done
-	$(BIN)/python -m studies.page
+# All of the evidence; a killed run goes on where it was.
+evidence: study
+	for study in baselines ablations teachers why transfer page; do $(BIN)/python -m studies.$$study || exit 1; done

@@ -29,6 +29,7 @@ def departures(profile: Profile) -> pd.DataFrame:
         "system turn": ("stage 1 an R1-like one, then the model's own", p.system or "the model's own",
                         "`formats.read_chats` gives it, `system` takes it"),
         "instruction": ("from their format-prompt file", THINK_INSTRUCTION, "`ask` of `Tapo`, prompts of `ask`"),
+        "reward": ("0.9 for the name, 0.1 for the form", f"`{p.reward.__name__}`", "`reward`: `released_reward`"),
         "pictures, stage 2": ("other ones than in stage 1", "those of the 4 shots", "another `cache` and `labels`"),
     }  # fmt: skip
     return pd.DataFrame(rows, index=["authors", f"here ({p.name})", "to follow them"]).T

@@ -65,8 +65,7 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} was not written to {self.folder}: {error}. Those before it are as "
-                "they were. Free some space or choose another folder, load the policy anew, then train again: it goes "
-                "on from the newest checkpoint there, else from step 0."
+                "they were. Free some space or give another folder, load the policy anew, then train again."
             ) from error
         for old in [s for s in self.steps() if s <= step][: -self.keep]:  # later ones can only be damaged
             self.path(old).unlink()

@@ -9,7 +9,7 @@ The objective of Fine-R1 (arXiv 2602.07605, eq. 4), its sign turned. For each to
     loss = - min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A)               policy_loss_terms
            - gamma (g - log g - 1)                                                    inter_class_kl
            + eta1 H[pi] + eta2 H[pi_neg]                                              entropy_terms
-    TAPO = mean of it over all completion tokens of the step                          aggregate, tapo_loss
+    TAPO = mean of it over the completion tokens of a question, then over questions   aggregate, tapo_loss
     and only groups with 0 < number of correct rollouts < G take part                 keep_groups
 
 Where paper and released code (PKU-ICST-MIPL/FineR1_ICLR2026, commit 84cdc5c) differ, `LossConfig` has a named
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .logprobs import fp32
 
-AGGREGATIONS = ("token", "micro_batch", "sequence", "constant")
+AGGREGATIONS = ("question", "token", "micro_batch", "sequence", "constant")
 CHOICES = {
     "update_image": ("anchor", "own"), "old_image": ("anchor", "own"), "kl_form": ("paper", "released"),
     "entropy_sign": ("entropy", "printed"), "aggregation": AGGREGATIONS, "advantage_scale": ("std", "none"),
@@ -64,7 +64,7 @@ class LossConfig:
     wrong_weight: float = 1.0  # weight of the KL on wrong rollouts; 0: correct ones only
     entropy_sign: str = "entropy"  # or "printed": H = log pi, the paper's letter
     entropy_grad: bool = True  # gradient of H[pi]
-    aggregation: str = "token"  # ["micro_batch"] see aggregate
+    aggregation: str = "question"  # ["micro_batch"] see aggregate
     constant_length: int | None = None  # tokens, the denominator of "constant"
     advantage_scale: str = "std"  # or "none": Dr. GRPO
     filter_rule: str = "paper"  # ["released"] or "none", see keep_groups
@@ -82,7 +82,7 @@ RELEASED = LossConfig(
     update_image="own", old_image="own", kl_form="released", negative_grad=False, dual_clip=3.0,
     aggregation="micro_batch", filter_rule="released",
 )  # fmt: skip
-DAPO = LossConfig(gamma=0.0, eta1=0.0, eta2=0.0)
+DAPO = LossConfig(gamma=0.0, eta1=0.0, eta2=0.0, aggregation="token")
 GRPO = replace(DAPO, epsilon_high=0.2, aggregation="sequence", filter_rule="none")
 DR_GRPO = replace(GRPO, aggregation="constant", advantage_scale="none")  # set constant_length, the longest completion
 
@@ -201,31 +201,37 @@ def inter_class_kl(
     return kl
 
 
-def count_items(mask: Tensor, how: str = "token", micro_batch_size: int | None = None) -> int:
-    """The denominator of `aggregate` for a whole optimizer step, from the step's mask (B, C)."""
+def count_items(mask: Tensor, how: str = "token", size: int | None = None) -> int:
+    """The denominator of `aggregate` for a step, from its mask (B, C). size: rows of a micro-batch or a question."""
     if how == "token":
         return int(mask.sum())
-    return math.ceil(mask.shape[0] / micro_batch_size) if how == "micro_batch" else mask.shape[0]
+    return math.ceil(mask.shape[0] / size) if how in ("micro_batch", "question") else mask.shape[0]
 
 
 def aggregate(
     per_token: Tensor, mask: Tensor, how: str = "token", num_items: float | None = None,
-    constant_length: int | None = None,
+    constant_length: int | None = None, question_tokens: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Values per token (B, C) under mask (B, C) -> scalar.
 
-        "token"        sum over tokens / num_items          num_items: tokens of the step   DAPO, TAPO
+        "question"     sum of the questions' means / num_items  num_items: its questions    TAPO, eq. 4
+        "token"        sum over tokens / num_items          num_items: tokens of the step   DAPO
         "micro_batch"  mean over these tokens / num_items   num_items: its micro-batches    released code
         "sequence"     sum of the rows' means / num_items   num_items: its rows             GRPO
         "constant"     sum / (num_items * constant_length)  num_items: its rows             Dr. GRPO
 
-    num_items defaults to what this tensor holds. With the count of a whole step (`count_items`) the results of its
+    num_items defaults to what this tensor holds. question_tokens: of each row's question, in all its rollouts (B,);
+    without it all rows are of one question. With the count of a whole step (`count_items`) the results of its
     micro-batches add up, for any cut but that of "micro_batch". Values where mask is 0 are never read, not even NaN.
     """
     _check(aggregation=how)
+    kept = fp32(per_token).masked_fill(mask == 0, 0.0)  # a product would let a masked -inf or NaN through
+    if how == "question":
+        tokens = (mask.sum() if question_tokens is None else question_tokens).clamp(min=1)
+        items = (mask.sum(dim=1).to(kept.dtype) / tokens).sum().clamp(min=1) if num_items is None else max(num_items, 1)
+        return (kept.sum(dim=1) / tokens).sum() / items
     if num_items is None:
         num_items = 1 if how == "micro_batch" else count_items(mask, how)
-    kept = fp32(per_token).masked_fill(mask == 0, 0.0)  # a product would let a masked -inf or NaN through
     num_items = max(num_items, 1)
     if how == "token":
         return kept.sum() / num_items
@@ -241,13 +247,13 @@ def aggregate(
 def tapo_loss(
     per_token_logps: Tensor, old_per_token_logps: Tensor | None, advantages: Tensor, completion_mask: Tensor,
     negative_per_token_logps: Tensor | None = None, config: LossConfig = TAPO, num_items: float | None = None,
-    correct: Tensor | None = None,
+    correct: Tensor | None = None, question_tokens: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The whole loss of a micro-batch, to be made smaller, and its parts: -> (scalar, metrics).
 
     (B, C): log-probs and mask; old None is the policy itself (one update per batch), negative None is for gamma =
-    eta2 = 0. (B,): advantages, correct. With num_items, see `aggregate`, losses and metrics of micro-batches add up.
-    On the first update policy_loss is about 0 (ratio 1, advantages sum to 0), its gradient is not.
+    eta2 = 0. (B,): advantages, correct, question_tokens. With num_items, see `aggregate`, losses and metrics of
+    micro-batches add up. On the first update policy_loss is about 0 (the ratio is 1), its gradient is not.
     """
     c, sign = config, 1 if config.entropy_sign == "entropy" else -1
     logps, old = per_token_logps, per_token_logps if old_per_token_logps is None else old_per_token_logps
@@ -266,6 +272,6 @@ def tapo_loss(
         parts["negative_entropy"] = sign * entropy_terms(negative)
         total = total - c.gamma * parts["inter_kl"] + c.eta2 * parts["negative_entropy"]
     parts |= {f"clip_ratio_{name}": flags for name, flags in clip_indicators(*arguments).items()}
-    how = (completion_mask, c.aggregation, num_items, c.constant_length)
+    how = (completion_mask, c.aggregation, num_items, c.constant_length, question_tokens)
     means = [aggregate(part, *how) for part in (total, *parts.values())]
     return means[0], dict(zip(["loss", *parts], torch.stack(means).detach().tolist()))

@@ -1,22 +1,21 @@
 """Figures of the chapters. Okabe and Ito's colours are safe for the colour-blind, styles and hatches for grey."""
 
-import textwrap
+import io
+from base64 import b64encode
+from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython import get_ipython
-from IPython.display import display
-from matplotlib_inline.backend_inline import set_matplotlib_formats
+from IPython.display import HTML, display
 from PIL import Image
 
 from .images import as_rgb
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+INCH = 80  # pixels of a page
 STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..", "xx", "\\\\")
-plt.rcParams.update({"figure.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-if get_ipython() is not None:  # pictures of birds are noisy: as PNG a chapter would weigh several megabytes
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
+plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def _panels(rows: int, columns: int, **how):
@@ -27,25 +26,37 @@ def _panels(rows: int, columns: int, **how):
     return figure, list(axes.flat)
 
 
-def _show(axis, image, title: str) -> None:
-    axis.imshow(as_rgb(image) if isinstance(image, Image.Image) else image)
-    axis.set_title(title, fontsize=8)
+def image_grid(images, titles=None, columns: int = 6, side: float = 1.6) -> None:
+    """Images in rows of `columns`, `side` inches wide, each with a small title of one or more lines."""
+    cards = "".join(_card(image, title, side) for image, title in zip(images, titles or [""] * len(images)))
+    width = f"repeat({columns}, minmax(0, {side * INCH:.0f}px))"
+    display(HTML(f'<div style="display:grid;gap:10px;grid-template-columns:{width}">{cards}</div>'))
 
 
-def image_grid(images, titles=None, columns: int = 6, side: float = 1.6):
-    """Images (PIL, or arrays) in rows of `columns`, each with a small title of one or more lines."""
-    rows, titles = -(-len(images) // columns), titles or [""] * len(images)
-    height = side + 0.2 + 0.15 * max(title.count("\n") + 1 for title in titles)
-    figure, axes = _panels(rows, columns, figsize=(columns * side, rows * height))
-    for axis, image, title in zip(axes, images, titles):
-        _show(axis, image, title)
-    return figure
+def texts_beside(images, texts, titles) -> None:
+    """One row for each text: its images on the left (lists, as `titles`), beside them the text, not a picture of it."""
+    rows = []
+    for pictures, text, names in zip(images, texts, titles):
+        cards = "".join(_card(picture, name, 1.6) for picture, name in zip(pictures, names))
+        said = f'<div style="white-space:pre-wrap;text-align:left;max-width:44em">{escape(text)}</div>'
+        rows.append(f'<div style="display:flex;gap:16px;margin:8px 0"><div>{cards}</div>{said}</div>')
+    display(HTML("".join(rows)))
+
+
+def _card(image: Image.Image, title: str, side: float) -> str:
+    small = as_rgb(image)
+    small.thumbnail((300, 300))
+    small.save(file := io.BytesIO(), "JPEG", quality=88)  # birds are noisy: PNG would take several times as much
+    source = f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    picture = f'<img src="{source}" style="width:{side * INCH:.0f}px">'
+    return (f'<figure style="margin:0">{picture}<figcaption style="white-space:pre-line;font-size:85%;line-height:1.3">'
+            f"{escape(title)}</figcaption></figure>")  # fmt: skip
 
 
 def curves(histories: dict[str, list[dict]], keys: dict[str, str], window: int = 1):
     """One panel for each key of logged rows (key -> axis label), one line for each run: means over `window` rows."""
     rows = -(-len(keys) // 3)
-    figure, axes = _panels(rows, 3, figsize=(10.8, 2.6 * rows))
+    figure, axes = _panels(rows, 3, figsize=(10, 2.4 * rows))
     for axis, (key, label) in zip(axes, keys.items()):
         axis.axis("on")
         for i, (name, history) in enumerate(histories.items()):
@@ -96,23 +107,6 @@ def bars(table: dict[str, dict[str, float]], errors=None, ylabel: str = "accurac
     axis.set_xticks(range(len(groups)), groups)
     axis.legend(frameon=False, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     return axis.figure
-
-
-def texts_beside(images, texts, titles):
-    """One row for each text: its images on the left (lists, as `titles`), 26 lines of it on the right."""
-    wrapped = [[w for line in t.splitlines() for w in textwrap.wrap(line, 92) or [""]] for t in texts]
-    heights = [max(2.2, 0.16 * (1 + min(len(w), 27))) for w in wrapped]
-    across = max(len(row) for row in images)
-    widths = [1.9] * across + [6.256]
-    figure, axes = _panels(len(texts), across + 1, figsize=(sum(widths), sum(heights)), width_ratios=widths,
-                           height_ratios=heights)  # fmt: skip
-    for i, row in enumerate(images):
-        *places, beside = axes[i * (across + 1) : (i + 1) * (across + 1)]
-        for axis, image, title in zip(places, row, titles[i]):
-            _show(axis, image, title)
-        text = "\n".join(wrapped[i][:26] + ["..."] * (len(wrapped[i]) > 26))
-        beside.text(0, 1, text, va="top", family="monospace", fontsize=7.5, parse_math=False)
-    return figure
 
 
 def token_strip(tokens: list[str], values, label: str, limits: tuple[float, float]):

@@ -34,10 +34,14 @@ def bare_question(rng, questions: Sequence[str] = QUESTIONS) -> str:
     return questions[int(rng.integers(len(questions)))]
 
 
-def instructed(text: str, think: bool = True, options: list[str] | None = None) -> str:
+def listing(text: str, options: Sequence[str] | None) -> str:
+    """A question with the options of a closed-world one, if it has any."""
+    return f"{text} Options: {'; '.join(options)}." if options else text
+
+
+def instructed(text: str, think: bool = True, options: Sequence[str] | None = None) -> str:
     """A full prompt: the bare question, the options of a closed-world question, the format instruction."""
-    listed = f" Options: {'; '.join(options)}." if options else ""
-    return f"{text}{listed} {THINK_INSTRUCTION if think else ANSWER_INSTRUCTION}"
+    return f"{listing(text, options)} {THINK_INSTRUCTION if think else ANSWER_INSTRUCTION}"
 
 
 def question(rng, think: bool = True, questions: Sequence[str] = QUESTIONS) -> str:

@@ -1,4 +1,4 @@
-"""The steps that chapters and studies share: from labels to chains, rows, look-alikes, and a whole run of stage 2."""
+"""The steps that chapters and studies share: from labels to chains, rows and look-alikes."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,12 @@ import numpy as np
 import torch
 
 from .config import ASSETS, Profile
-from .cot.build import Built, Sampler, Task, build_chains
+from .cot.build import Built, Task
 from .cot.chains import chat_row, question_and_completion, spelt, to_completion
-from .cot.concepts import choose_phrases
-from .losses import DAPO, LossConfig
 from .policy.inputs import VisionCache, answer_ids
-from .policy.load import Policy
-from .prompts import QUESTIONS, instructed, question
-from .samplers import ConfusionCounts, TripletSampler, nearest_classes
+from .prompts import bare_question, instructed, question
+from .samplers import nearest_classes
 from .sft import Row
-from .tapo import Tapo
 
 TEACHER = ASSETS / "teacher"
 DESCRIPTIONS_PER_QUESTION = 2
@@ -31,13 +27,7 @@ def one_per_class(labels: list[str]) -> list[int]:
 def tasks_of(labels: list[str], seed: int) -> list[Task]:
     """One image of each class with a question."""
     rng = np.random.default_rng(seed)
-    return [Task(i, labels[i], QUESTIONS[int(rng.integers(len(QUESTIONS)))]) for i in one_per_class(labels)]
-
-
-def make_chains(base: Sampler, teacher: Sampler, labels: list[str], seed: int) -> tuple[list[Task], Built]:
-    """The chains of Stage 1, of the bird world: described, told the label, written, checked, sampled again."""
-    tasks = tasks_of(labels, seed)
-    return tasks, build_chains(tasks, base, teacher, choose_phrases, samples=DESCRIPTIONS_PER_QUESTION)
+    return [Task(i, labels[i], bare_question(rng)) for i in one_per_class(labels)]
 
 
 def chain_rows(tasks: list[Task], built: Built, cache: VisionCache) -> list[dict]:
@@ -66,10 +56,10 @@ def sft_rows(rows: list[dict], cache: VisionCache, labels: Sequence[str]) -> lis
     return [(q, s, a) for (q, a), s in zip(pairs, cache.get([row["image_index"] for row in rows]))]
 
 
-def answer_rows(labels: list[str], cache: VisionCache, seed: int, questions: Sequence[str] = QUESTIONS) -> list[Row]:
+def answer_rows(labels: list[str], cache: VisionCache, seed: int) -> list[Row]:
     """The baseline's rows: every training image with its bare name."""
     rng, seen = np.random.default_rng(seed), cache.get(range(len(labels)))
-    return [(question(rng, False, questions), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
+    return [(question(rng, False), s, f"<answer> {label} </answer>") for label, s in zip(labels, seen)]
 
 
 def room_for(profile: Profile, processor, completions: Sequence[str]) -> Profile:
@@ -86,17 +76,7 @@ def look_alike_classes(cache: VisionCache, labels: list[str]) -> dict[str, list[
 
 
 def dapo_setting(profile: Profile):
-    """DAPO at TAPO's cost in rollouts: all of them from the anchor, no triplet terms, its own learning rate."""
+    """DAPO at TAPO's cost in rollouts: all from the anchor, no triplet terms; as config and loss."""
     anchors = profile.tapo.num_anchor + profile.tapo.num_positive
-    return replace(profile.tapo, num_anchor=anchors, num_positive=0, lr=profile.dapo_lr), DAPO
-
-
-def reinforce(
-    policy: Policy, cache: VisionCache, labels: list[str], config, loss: LossConfig, seed: int,
-    log=None, on_step=None, negative="similar", confusion: ConfusionCounts | None = None, **asked,
-) -> Tapo:  # fmt: skip
-    """Train `policy` in place with DAPO or TAPO; returns the loop. asked: `reward` and `ask` of `Tapo`."""
-    sampler = TripletSampler(labels, look_alike_classes(cache, labels), seed, negative=negative, confusion=confusion)
-    loop = Tapo(policy, cache, labels, sampler, config, loss, seed, **asked)
-    loop.train(log, on_step)
-    return loop
+    config = replace(profile.tapo, num_anchor=anchors, num_positive=0)
+    return config, replace(profile.loss, gamma=0.0, eta1=0.0, eta2=0.0)

@@ -28,7 +28,7 @@ from .data import benchmarks
 from .data.formats import ClosedWorld, read_chats, read_closed_world, write_closed_world
 from .data.health import check_health
 from .data.sources import load_images
-from .data.splits import few_shot, released_classes
+from .data.splits import few_shot
 from .evaluate.answers import METHODS, WITHOUT_CHAIN, ask
 from .evaluate.paper import paper_figures
 from .evaluate.protocols import Encoder, closed_prompts, protocol_frame, shuffled
@@ -79,7 +79,8 @@ def read_domain(noun: str, folder: Path, released: Path | None, base: Policy, ou
     parts = {part: _file(released, noun, part) for part in ("seen", "unseen")} if released else {}
     loaded = load_images(entries)
     print(f"{noun}: {loaded.report().splitlines()[0]}", *(f"left out: {p}: {why}" for p, why in loaded.skipped))
-    splits = few_shot(loaded.data, seed=seed, seen=released_classes(parts["seen"]) if parts else None)
+    seen = {row["ground_truth"] for row in read_closed_world(parts["seen"]).rows} if parts else None
+    splits = few_shot(loaded.data, seed=seed, seen=seen)
     if not parts:  # every test picture is asked about once
         parts = {part: out / "questions" / f"{noun} {part}.jsonl" for part in ("seen", "unseen")}
         test = splits["test"]
@@ -101,7 +102,7 @@ def read_domain(noun: str, folder: Path, released: Path | None, base: Policy, ou
     asked = Dataset.from_dict(columns).cast_column("image", ImageColumn())
     twice = check_health({"train": splits["train"], "test": asked}).problems  # told; the test set stays as it is
     print(*(problem for problem in twice if problem.startswith("Pictures in two splits")), sep="\n")
-    return Domain(noun, splits["train"], asked, ClosedWorld(rows, []))
+    return Domain(noun, splits["train"], asked, ClosedWorld(rows))
 
 
 def _file(folder: Path, noun: str, part: str) -> Path:
@@ -132,17 +133,16 @@ class Lab:
 
     def chains(self) -> list[Row]:
         """Rows for CoT SFT of chains by the teacher, who is told the label; kept in `chains.jsonl`."""
-        path, rows, first, seed = self.out / "chains.jsonl", [], 0, self.profile.seed
-        if not path.exists():  # before anybody describes: the encoder may be missing
-            choose = partial(choose_concepts, encode=sentence_encoder(self.encoder, download=True))
-            voice = self.teacher(self.images, self.out / "voice.jsonl")
-        for d in self.domains if not path.exists() else ():
-            names, rng = d.train["label"][:], np.random.default_rng(seed)
-            tasks = [Task(first + i, names[i], bare_question(rng, d.phrasings)) for i in one_per_class(names)]
-            built = build_chains(tasks, voice, voice, choose, known_names=sorted(set(names)),
-                                 questions=describe_questions(d.noun), prompt=explained_prompt)  # fmt: skip
-            rows, first = rows + chain_rows(tasks, built, self.cache), first + len(names)
+        path, seed = self.out / "chains.jsonl", self.profile.seed
         if not path.exists():
+            choose = partial(choose_concepts, encode=sentence_encoder(self.encoder, download=True))  # may be missing
+            voice, rows, first = self.teacher(self.images, self.out / "voice.jsonl"), [], 0
+            for d in self.domains:
+                names, rng = d.train["label"][:], np.random.default_rng(seed)
+                tasks = [Task(first + i, names[i], bare_question(rng, d.phrasings)) for i in one_per_class(names)]
+                built = build_chains(tasks, voice, voice, choose, known_names=sorted(set(names)),
+                                     questions=describe_questions(d.noun), prompt=explained_prompt)  # fmt: skip
+                rows, first = rows + chain_rows(tasks, built, self.cache), first + len(names)
             save_chains(path, rows)
         return sft_rows(load_chains(path), self.cache, self.labels)
 
@@ -204,7 +204,7 @@ class Lab:
                 path = self.out / "answers" / f"{method} {d.noun} {protocol}.jsonl"
                 answers[protocol] = ask(policy, cache, d.asked, asked, f"{method}, {d.noun}, {protocol}", path)
             frame = protocol_frame(answers, d.noun, encode, seed)
-            frames.append(frame.drop(columns="why").assign(method=method, domain=d.noun))
+            frames.append(frame.assign(method=method, domain=d.noun))
         return pd.concat(frames)
 
 

@@ -6,9 +6,13 @@ code (`TAPO/examples/reward_function/cls_thinking.py`, commit 84cdc5c): white sp
 accuracy asks that the lower-cased label be contained in the first answer. One departure: the label loses such white
 space too, else a class "Audi A4 / S4" could never be right.
 
-Containment pays for "Finch A or Finch B", a known reward hack; `strict_accuracy` and `guarded_reward` close it. Your
-own reward is a function (completion, label) -> dict with "overall" (what the advantage is made of), "accuracy" (0
-or 1, what the group filter counts) and, only for the log, "format".
+Two reward hacks are known. Containment pays for "Finch A or Finch B": `strict_accuracy` and `guarded_reward` close
+that. The released format pays for an answer that goes on after its end, so that a policy may learn never to stop; and
+0.1 is too little to keep a form, once names are worth 0.9. So all rewards here but `released_reward` pay nothing for
+an answer without `strict_format`. Those for own pictures know a name in any spelling (`reading`).
+
+Your own reward is a function (completion, label) -> dict with "overall" (what the advantage is made of), "accuracy"
+(0 or 1, what the group filter counts) and, only for the log, "format".
 """
 
 import re
@@ -42,6 +46,21 @@ def format_reward(completion: str) -> float:
     return float(thought and middle in text[len("<think>") : -len("</answer>")])
 
 
+def strict_format(completion: str, think: bool = True) -> float:
+    """1.0 if the completion is one <think> part, one <answer> part and nothing more, else 0.0.
+
+    think: False for answers without thinking, which must be one <answer> part and nothing more.
+
+    >>> hack = "<think>x</think><answer> a </answer> b </answer> a </answer>"
+    >>> format_reward(hack), strict_format(hack), strict_format("<think>x</think> <answer> a </answer>")
+    (1.0, 0.0, 1.0)
+    """
+    text = strip_tags_space(completion)
+    tags = {"<think>": int(think), "</think>": int(think), "<answer>": 1, "</answer>": 1}
+    pattern = "<think>.*</think>" * think + "<answer>.*</answer>"
+    return float(all(text.count(tag) == n for tag, n in tags.items()) and bool(re.fullmatch(pattern, text, re.DOTALL)))
+
+
 def accuracy_reward(completion: str, label: str) -> float:
     """1.0 if the first answer contains the label, in any case, else 0.0 (so without an answer)."""
     answer = extract_answer(completion)
@@ -58,10 +77,24 @@ def released_reward(completion: str, label: str) -> dict[str, float]:
     return _scores(accuracy_reward(completion, label), format_reward(completion))
 
 
+def ending_reward(completion: str, label: str) -> dict[str, float]:
+    """`released_reward`, but an answer without `strict_format`, above all one that does not stop, earns nothing.
+
+    >>> ending_reward("<think>x</think><answer> a </answer> b", "a")
+    {'overall': 0.0, 'format': 0.0, 'accuracy': 0.0}
+    """
+    form = strict_format(completion)
+    return _scores(accuracy_reward(completion, label) * form, form)
+
+
 def bare_reward(completion: str, label: str) -> dict[str, float]:
-    """Accuracy alone, for answers without thinking (No-Thinking-RL, arXiv 2503.16188). "format": no <think> in it."""
-    accuracy = accuracy_reward(completion, label)
-    return {"overall": accuracy, "format": float("<think>" not in strip_tags_space(completion)), "accuracy": accuracy}
+    """Accuracy alone, for answers without thinking: the whole completion has to be the answer.
+
+    So in No-Thinking-RL (arXiv 2503.16188), which asks that it equal the label; here it may hold more words.
+    """
+    form = strict_format(completion, think=False)
+    accuracy = accuracy_reward(completion, label) * form
+    return {"overall": accuracy, "format": form, "accuracy": accuracy}
 
 
 def strict_accuracy(completion: str, label: str) -> float:
@@ -70,11 +103,12 @@ def strict_accuracy(completion: str, label: str) -> float:
 
 
 def loose_reward(completion: str, label: str) -> dict[str, float]:
-    """`released_reward`, but the name may be spelt otherwise (`reading.holds_name`), as in the evaluation.
+    """`ending_reward`, but the name may be spelt otherwise (`reading.holds_name`), as in the evaluation.
 
     For names out of folders: a model writes "Brandt's Cormorant" where CUB has "Brandt Cormorant".
     """
-    return _scores(float(holds_name(tagged_answer(completion), label)), format_reward(completion))
+    form = strict_format(completion)
+    return _scores(float(holds_name(tagged_answer(completion), label)) * form, form)
 
 
 def names_in(answer: str, all_labels: Iterable[str]) -> list[str]:
@@ -112,7 +146,7 @@ def look_alike_reward(completion: str, label: str, family_of: Mapping[str, str],
     """
     scores = guarded_reward(completion, label, family_of)
     named = names_in(tagged_answer(completion), family_of)
-    close = not scores["accuracy"] and len(named) == 1 and named[0] != label
+    close = scores["format"] and not scores["accuracy"] and len(named) == 1 and named[0] != label
     look_alike = float(close and family_of[named[0]] == family_of[label])
     overall = _scores(max(scores["accuracy"], credit * look_alike), scores["format"])["overall"]
     return scores | {"overall": overall, "look_alike": look_alike}

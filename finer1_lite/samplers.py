@@ -160,7 +160,8 @@ class TripletSampler:
         "online"   the class that the policy confuses most with this one (confusion), else as "similar"
 
     hardness=(start, end) goes from easy to hard in a straight line over curriculum_triplets triplets. nearest: class
-    -> others, most similar first. ValueError for a class with one image, or without a look-alike.
+    -> others, most similar first. A class with one image has it as its positive too, which only DAPO can use.
+    ValueError for a class without a look-alike.
     """
 
     def __init__(
@@ -180,8 +181,6 @@ class TripletSampler:
         self.drawn = 0
 
     def _ranking(self, name: str, ranked: Sequence[str]) -> list[str]:
-        if len(self.images[name]) < 2:
-            raise ValueError(f"class {name!r} has one image, so no positive; add images or leave the class out")
         present = [other for other in ranked if other in self.images]
         if name in present or (not present and self.negative != "random"):
             raise ValueError(f"class {name!r} has no look-alike with images in nearest, or is listed as its own")
@@ -206,7 +205,7 @@ class TripletSampler:
         epoch, position = divmod(self.drawn, len(self))
         anchor = _shuffled(_rng(self.seed, "order", epoch), range(len(self)))[position]
         label, rng = self.labels[anchor], _rng(self.seed, "triplet", epoch, position)
-        positive = _pick(rng, [i for i in self.images[label] if i != anchor])
+        positive = _pick(rng, [i for i in self.images[label] if i != anchor] or [anchor])
         negative = _pick(rng, self.images[self._negative_class(label, rng)])
         self.drawn += 1
         return Triplet(anchor, positive, negative)

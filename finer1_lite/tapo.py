@@ -32,7 +32,6 @@ from .policy.load import Policy
 from .policy.rollout import rollout
 from .policy.scoring import completion_logps
 from .prompts import question
-from .rewards import released_reward
 from .samplers import Triplet, TripletSampler, fill_batch
 
 
@@ -49,6 +48,7 @@ class Group:
     rewards: torch.Tensor
     accuracies: torch.Tensor
     formats: torch.Tensor
+    ended: torch.Tensor
 
 
 def rollout_rows(groups: list[Group]) -> list[dict]:
@@ -65,21 +65,25 @@ class Tapo(Loop):
     """The loop of Stage 2; num_positive = 0 in `config` and gamma = eta1 = eta2 = 0 in `loss` make it DAPO.
 
     `labels[i]` is the class of image `i` of `cache`. `reward(completion, label)` returns "overall", "accuracy" and,
-    for the log, "format"; `ask(rng, image)` a prompt about image `image`. ValueError if there are more processes than
-    questions in a step.
+    for the log, "format"; without one the profile's is taken. `ask(rng, image)` returns a prompt about image `image`.
+    ValueError if there are more processes than questions in a step, or for a class with one image where a positive is
+    wanted.
     """
 
     stage = "RL"
 
     def __init__(
         self, policy: Policy, cache: VisionCache, labels: list[str], sampler: TripletSampler, config: TapoConfig,
-        loss: LossConfig, seed: int, reward: Callable = released_reward,
+        loss: LossConfig, seed: int, reward: Callable | None = None,
         ask: Callable = lambda rng, image: question(rng),
     ):  # fmt: skip
         super().__init__(policy, config, config.max_grad_norm, seed)
         self.cache, self.labels, self.sampler, self.loss = cache, labels, sampler, loss
-        self.reward, self.ask, self.steps = reward, ask, config.steps
+        self.reward, self.ask, self.steps = reward or policy.profile.reward, ask, config.steps
         self.num_generations, self.groups = config.num_anchor + config.num_positive, []
+        alone = [name for name, images in sampler.images.items() if len(images) == 1]
+        if alone and config.num_positive:
+            raise ValueError(f"class {alone[0]!r} has one image, so no positive: set num_positive to 0, or add images")
         if self.team.size > config.questions:
             raise ValueError(f"{self.team.size} processes for {config.questions} questions; raise `questions`")
         own_seed = seed + 10_000 * self.team.rank
@@ -97,17 +101,17 @@ class Tapo(Loop):
         for images, n in (side for side in sides if side[1]):
             prompts, settings = list(zip(asked * 2, self.cache.get(images))), (c.temperature, c.top_p)
             made = rollout(self.policy, prompts, n, self.generator, *settings, min_new_tokens=min_new_tokens)
-            for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts)):
+            for i, row in enumerate(zip(made.completion_ids, made.completion_mask, made.texts, made.ended)):
                 rows[i // n % len(triplets)].append(row)
         return [self._group(*parts) for parts in zip(triplets, asked, rows)]
 
     def _group(self, triplet: Triplet, asked: str, rows: list[tuple]) -> Group:
-        label, (ids, masks, texts) = self.labels[triplet.anchor], zip(*rows)
+        label, (ids, masks, texts, ended) = self.labels[triplet.anchor], zip(*rows)
         ids, masks = (pad_sequence(part, batch_first=True) for part in (ids, masks))
         scores = [checked(self.reward(text, label), text, label) for text in texts]
         shares = [[s["overall"], s["accuracy"], s.get("format", torch.nan)] for s in scores]
         rewards, accuracies, formats = torch.tensor(shares, dtype=torch.float32).unbind(-1)
-        return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats)
+        return Group(triplet, asked, label, list(texts), ids, masks, rewards, accuracies, formats, torch.tensor(ended))
 
     def collect(self) -> tuple[list[Group], dict[str, float]]:
         """This process's groups with a signal for one step (dynamic sampling), and figures of all drawn ones."""
@@ -127,7 +131,7 @@ class Tapo(Loop):
         if not kept and (lengths == limit).float().mean() > 0.5:
             advice = f"most answers have the {limit} tokens of max_new_tokens: raise it above the longest chain"
             warnings.warn(f"no group had a signal, and {advice}", RuntimeWarning, 2)
-        values = {"reward": "rewards", "accuracy": "accuracies", "format": "formats"}
+        values = {"reward": "rewards", "accuracy": "accuracies", "format": "formats", "ended": "ended"}
         figures = {name: torch.cat([getattr(g, key) for g in drawn]) for name, key in values.items()}
         means = {name: v.float().mean().item() for name, v in (figures | {"length": lengths}).items()}
         facts = {name: self.team.sum(mean) / self.team.size for name, mean in means.items()}
@@ -162,7 +166,7 @@ class Tapo(Loop):
             return {}
         self.policy.scoring_mode()
         how, mine = self.loss.aggregation, {}
-        items = 0 if how == "micro_batch" else sum(count_items(g.completion_mask, how) for g in groups)
+        items = sum(count_items(g.completion_mask, how, len(g.texts)) for g in groups)
         run = partial(self._gradients, groups, self.team.sum(items))
         if groups:
             mine, fits = halved_until_it_fits(run, self.config.micro_batch, "rows of a micro-batch (micro_batch)")
@@ -179,13 +183,14 @@ class Tapo(Loop):
         if loss.gamma or loss.eta2:  # now, so that no image is encoded while a graph waits
             self.cache.get(g.triplet.negative for g in groups)
         parts = cut(rows.costs(self.cache), self.config.micro_tokens, micro_batch, self.num_generations)
-        if loss.aggregation == "micro_batch":
-            items = len(parts) * self.team.size
+        if loss.aggregation == "micro_batch":  # a process's micro-batches weigh together what its questions do
+            items = items * len(parts) / len(groups)
         figures = []
         for part in parts:
             picked, i = rows.pick(part), slice(part.start, part.stop)
             current, old, negative = self.score(picked)
             mask, counted = picked.completion_mask.to(device), {"num_items": items, "correct": correct[i]}
+            counted["question_tokens"] = torch.tensor([int(g.completion_mask.sum()) for g in picked.groups]).to(device)
             value, metrics = tapo_loss(current, old, advantages[i], mask, negative, loss, **counted)
             self.backward(value)
             figures.append(metrics)

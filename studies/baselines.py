@@ -1,8 +1,7 @@
-"""What else one could do with the same pictures: a CLIP-like model, plain classifiers, prompting, other training.
+"""What else one could do with the same pictures: a CLIP-like model, a linear probe, prompting, RL without chains.
 
 `python -m studies.baselines` asks every baseline the story's questions about its test pictures and writes
-`baselines.csv`: accuracy (`value`) of each seed, baseline, protocol and split on `n` pictures, and what it had
-`met` before. It trains three variants of `studies.ablations` where they are missing. Departure from the paper:
+`baselines.csv`: rows as in `results.csv`. What each had met before differs, see `MET`. Departure from the paper:
 in-context examples are given in words, as the base describes their pictures, because a prompt holds one image.
 """
 
@@ -11,48 +10,45 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from finer1_lite.evaluate.answers import METHODS, Prediction, judge
+from finer1_lite.evaluate.answers import Prediction, judge
 from finer1_lite.evaluate.siglip import ENSEMBLE
 from finer1_lite.evaluate.statistics import result_rows
 from studies import naming
-from studies.ablations import run_variant
-from studies.naming import EXAMPLES, Question, questions_of
-from studies.study import Seed, run, seed_of
-from studies.variants import VARIANTS
+from studies.ablations import ask
+from studies.command import run
+from studies.naming import Question, questions_of
+from studies.study import Seed, seed_of
+from studies.variants import WITHOUT_SFT
 
-LOOKS = "looks of all species in pictures, without names"  # what the vision tower has learnt
-BASE = f"{LOOKS}; texts on all species"  # what the base has learnt, and all that start from it
-WEB = "names of all species beside pictures, with noise; the list of names"  # SigLIP's pre-training
-SHOTS = "4 pictures of each seen species"
+BASE = "looks of all species in pictures, names with some of them; texts on all species"
+WEB = "names of all species beside pictures, with noise; the list of names"
+MET = {  # before it is asked
+    "base": BASE, "cot_prompt": BASE, "describe_then_name": BASE, "in_context": f"{BASE}; four described examples",
+    "siglip": WEB, "siglip_ensemble": WEB, "tower_probe": "looks; 4 pictures of each seen species",
+    "sft_answers": f"{BASE}; 4 pictures of each seen species", "cls_rl": f"{BASE}; 4 pictures of each seen species",
+    "no_think_rl": f"{BASE}; 4 pictures of each seen species",
+    "cot_sft": f"{BASE}; 1 picture of each seen species, with a chain",
+    "dapo": f"{BASE}; 4 pictures of each seen species, one with a chain",
+    "tapo": f"{BASE}; 4 pictures of each seen species, one with a chain",
+}  # fmt: skip
 Way = Callable[[Seed, list[Question]], list[str]]
-BASELINES: dict[str, tuple[str, Way | None]] = {  # what it has met; how it names, None for the other studies' methods
-    "siglip": (WEB, naming.zero_shot),
-    "siglip_ensemble": (WEB, partial(naming.zero_shot, templates=ENSEMBLE)),
-    "siglip_probe": (f"{WEB}; {SHOTS}", partial(naming.linear_probe, encoder="siglip")),
-    "tower_means": (f"{LOOKS}; {SHOTS}", naming.nearest_means),
-    "tower_probe": (f"{LOOKS}; {SHOTS}", partial(naming.linear_probe, encoder="tower")),
-    "base": (BASE, None),
-    "cot_prompt": (BASE, partial(naming.answer, think=True)),
-    "in_context": (f"{BASE}; {EXAMPLES} described pictures of seen species", naming.in_context),
-    "guide_in_prompt": (f"{BASE}; the looks of the four options", naming.guide_in_prompt),
-    "describe_then_name": (BASE, naming.describe_then_name),
-    "sft_answers": (f"{BASE}; {SHOTS}", None),
-    "cls_rl": (f"{BASE}; {SHOTS}", None),
-    "no_think_rl": (f"{BASE}; {SHOTS}", None),
-    "answers_rl": (f"{BASE}; {SHOTS}", None),
-    "cot_sft": (f"{BASE}; 1 picture of each seen species, with a chain", None),
-    "dapo": (f"{BASE}; {SHOTS}, one with a chain", None),
-    "tapo": (f"{BASE}; {SHOTS}, one with a chain", None),
+WAYS: dict[str, Way] = {
+    "cot_prompt": partial(naming.answer, think=True),
+    "in_context": naming.in_context,
+    "describe_then_name": naming.describe_then_name,
+    "siglip": naming.zero_shot,
+    "siglip_ensemble": partial(naming.zero_shot, templates=ENSEMBLE),
+    "tower_probe": naming.linear_probe,
 }
+BASELINES = (*WAYS, *WITHOUT_SFT)
 
 
 def answers_of(lab: Seed, name: str, protocol: str) -> list[Prediction]:
     """What a baseline answers about the judged pictures; trains what is missing."""
-    if name in METHODS:
-        return lab.answers(name, lab.adapter(name), protocol)
-    if name in VARIANTS:
-        return run_variant(lab, name, protocol=protocol)
-    rows = zip(lab.judged["label"], lab.judged["seen"], BASELINES[name][1](lab, questions_of(lab, protocol)))
+    if name in WITHOUT_SFT:
+        return ask(lab, name, protocol)
+    asked = questions_of(lab, protocol)
+    rows = zip(lab.judged["label"], lab.judged["seen"], WAYS[name](lab, asked))
     return [judge(i, *row) for i, row in enumerate(rows)]
 
 
@@ -60,14 +56,9 @@ def one_seed(seed: int, work: Path) -> list[dict]:
     """Rows of one seed: every baseline, both protocols, seen and unseen classes."""
     lab, rows = seed_of(seed, work), []
     for name, protocol in itertools.product(BASELINES, ("open", "closed")):
-        if (name, protocol) == ("guide_in_prompt", "open"):  # the guide of all classes is longer than the context
-            continue
-        for row in result_rows(answers_of(lab, name, protocol), name, protocol, seed):
-            if row["metric"] == "accuracy":
-                cells = {"protocol": protocol, "split": row["split"], "value": row["value"], "n": row["n"]}
-                rows.append({"seed": seed, "baseline": name} | cells | {"met": BASELINES[name][0]})
+        rows += result_rows(answers_of(lab, name, protocol), name, protocol, seed)
         print(f"[seed {seed}] {name}, {protocol}", flush=True)
-    return rows
+    return [row for row in rows if row["metric"] == "accuracy" or row["method"] in WITHOUT_SFT]
 
 
 if __name__ == "__main__":

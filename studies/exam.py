@@ -1,20 +1,17 @@
-"""What `studies.transfer` asks about birds and fish, worse pictures of the birds, and how answers become rows."""
+"""What `studies.transfer` asks about birds, worse pictures of the birds, and how answers become rows."""
 
 from collections.abc import Callable, Sequence
-from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from finer1_lite.birds import fish
 from finer1_lite.birds.diet import LOOKS_QUESTIONS
 from finer1_lite.birds.species import ATTRIBUTES, FOODS, NESTS, all_species, by_name, describe
-from finer1_lite.prompts import QUESTIONS, questions_for
+from finer1_lite.prompts import QUESTIONS
 from studies.questions import Question, score
 
-SHIFTS = {"noise": (40, 100), "blur": (1, 2), "dark": (0.4, 0.7), "small": (1, 3), "jpeg": (90, 98)}
+SHIFTS = {"noise": 100, "blur": 2}  # standard deviation in grey levels; radius in pixels
 FACTS = (("nest in", "nest", NESTS), ("eat", "food", FOODS))
-FISH_PARTS = {"back": "back", "belly": "belly", "tail": "tail", "side": "breast"}  # of a fish: of a bird
 ONE_NAME = 1 / len(all_species())  # a guess among all names of the world
 
 
@@ -61,44 +58,20 @@ def naming(
     return made
 
 
-def fish_questions(pictures: Sequence[fish.Fish]) -> tuple[list[Question], list[Question]]:
-    """About pictures of fish: four parts of each in words for birds; its name among its family's, with a guide."""
-    parts, guided, ways = [], [], questions_for("fish")
-    for i, one in enumerate(pictures):
-        for part, word in FISH_PARTS.items():
-            text, answers = f"What does the {word} look like?", (f"{one.looks[part]} {word}",)
-            parts.append(Question(i, text, answers, (), "fish", 1 / len(fish.ATTRIBUTES[part])))
-        family = [f for f in fish.all_fish() if f.family == one.family]
-        family = [family[(k + i) % len(family)] for k in range(len(family))]  # each stands first as often
-        guide = " ".join(f"The {f.name} has {', '.join(f.concepts())}." for f in family)
-        text, options = f"{guide} {ways[i % len(ways)]}", tuple(f.name for f in family)
-        guided.append(Question(i, text, (one.name,), options, "fish"))
-    return parts, guided
-
-
 def shifted(image: Image.Image, kind: str, strength: float, rng: np.random.Generator) -> Image.Image:
     """The picture, RGB and of its own size, worse by `strength`."""
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(strength))
-    if kind == "small":
-        less = [max(1, round(side / (1 + strength))) for side in image.size]
-        return image.resize(less, Image.BOX).resize(image.size, Image.BICUBIC)
-    if kind == "jpeg":
-        file = BytesIO()
-        image.save(file, "JPEG", quality=round(100 - strength))
-        return Image.open(file).convert("RGB")
-    pixels = np.asarray(image, np.float32)
-    pixels = pixels * (1 - strength) if kind == "dark" else pixels + rng.normal(0, strength, pixels.shape)
+    pixels = np.asarray(image, np.float32) + rng.normal(0, strength, (image.height, image.width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def conditions(images: Sequence[Image.Image], seed: int, shifts=SHIFTS) -> dict[str, list]:
     """The same pictures as they are, and with each shift."""
     made = {"clean": list(images)}
-    for kind, strengths in shifts.items():
-        for strength in strengths:
-            rng = np.random.default_rng([seed, round(100 * strength)])
-            made[f"{kind} {strength}"] = [shifted(image, kind, strength, rng) for image in images]
+    for kind, strength in shifts.items():
+        rng = np.random.default_rng(seed)
+        made[f"{kind} {strength}"] = [shifted(image, kind, strength, rng) for image in images]
     return made
 
 

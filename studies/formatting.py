@@ -1,12 +1,10 @@
 """How `studies.page` shows figures: rounded to what their interval allows, in tables, in words, in a picture."""
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from finer1_lite.evaluate.answers import METHODS
-from finer1_lite.evaluate.statistics import over_seeds
+from finer1_lite.evaluate.statistics import interval
 from finer1_lite.plots import COLORS
 
 PROBES = {  # (measure, part) of why.csv that the page shows, in words
@@ -29,16 +27,11 @@ TASKS = {  # (task, measure, split) of transfer.csv that the page shows, in word
     ("facts", "likeliest option", "unseen"): "facts: five options scored after the model's own chain; unseen",
     ("looks", "describe", "unseen"): "looks: attributes right in a description; unseen",
     ("looks", "part, in form", "unseen"): "looks: asked about one part, it answers that part only; unseen",
-    ("recall", "food", "unseen"): "text alone: what it eats; unseen",
     ("common", "answer", "common"): "names of common species, never trained on; as an answer",
     ("common", "think", "common"): "names of common species, never trained on; thinking",
-    ("fish", "part", "fish"): "fish: one part, in words for birds",
-    ("fish", "name, guide, likeliest option", "fish"): "fish: the name among four, with their guide",
     ("shift", "clean", "unseen"): "naming, clean pictures; unseen",
     ("shift", "noise 100", "unseen"): "naming, heavy noise; unseen",
     ("shift", "blur 2", "unseen"): "naming, blurred; unseen",
-    ("options", "4", "unseen"): "naming among 4 look-alikes; unseen",
-    ("options", "32", "unseen"): "naming among 32; unseen",
 }
 
 
@@ -58,30 +51,23 @@ def rounded(mean: float, low: float, high: float, sign: bool = False) -> str:
     return a if low != low else f"{a} ({b} to {c})"  # one seed has no interval
 
 
-def cells(rows: pd.DataFrame, index: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean and interval over seeds as `rounded` cells: `index` down, best first; `columns` across."""
-    found = over_seeds(rows, [*index, *columns])
-    found["cell"] = [rounded(*ends) for ends in found[["mean", "low", "high"]].itertuples(index=False)]
-    made = found.pivot_table(index=list(index), columns=list(columns), values="cell", aggfunc="first", sort=False)
-    best = found.groupby(list(index), sort=False)["mean"].mean().sort_values(ascending=False, kind="stable").index
-    made.columns = [", ".join(c) if isinstance(c, tuple) else c for c in made.columns]
-    return made.loc[best].reset_index()
-
-
 def in_words(rows: pd.DataFrame, key: list[str], words: dict[tuple, str], heading: str) -> pd.DataFrame:
     """The rows of `words` (values of `key` -> what it is) as a table: methods across, as `rounded`."""
-    found = over_seeds(rows, [*key, "method"]).set_index([*key, "method"])[["mean", "low", "high"]]
+    found = rows.groupby([*key, "method"]).value.agg(lambda values: interval(values))
     lines = [{heading: what} | {m: rounded(*found.loc[(*k, m)]) for m in METHODS if (*k, m) in found.index}
              for k, what in words.items()]  # fmt: skip
     return pd.DataFrame(lines, columns=[heading, *METHODS])
 
 
-def section(title: str, text: str, table: pd.DataFrame | None = None, picture: str | None = None) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").astype(str).values]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def section(title: str, text: str, table: pd.DataFrame, picture: str | None = None) -> str:
     """A part of the page as Markdown."""
-    lines = [f"## {title}", "", text, ""]
-    if table is not None:
-        rows = [table.columns, ["---"] * len(table.columns), *table.fillna("").astype(str).values]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    lines = [f"## {title}", "", text, "", markdown(table), ""]
     return "\n".join(lines + ([f"![{title}]({picture})", ""] if picture else []))
 
 

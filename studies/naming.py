@@ -8,11 +8,10 @@ import torch
 
 from finer1_lite.birds.dataset import PER_CLASS, load_birds
 from finer1_lite.birds.diet import LOOKS_QUESTIONS
-from finer1_lite.birds.species import by_name
 from finer1_lite.evaluate.siglip import ONE, Siglip, choose, choose_probe
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.rollout import rollout
-from finer1_lite.prompts import bare_question, instructed, make_options
+from finer1_lite.prompts import bare_question, instructed, listing, make_options
 from finer1_lite.recipes import look_alike_classes, one_per_class
 from studies.study import Seed
 
@@ -38,46 +37,31 @@ def given(asked: list[Question], known: Iterable[str] | None = None) -> list[lis
 siglip = cache(Siglip)
 
 
-@cache
-def labelled(lab: Seed, encoder: str) -> dict[str, tuple[list[str], torch.Tensor]]:
-    """Labels and features (N, D) of training pictures, of two validation ones of each seen species, of judged ones.
-
-    encoder: "siglip", unit rows; "tower", the mean of the policy's own image tokens. Side by side these do worse.
-    """
+def towers(lab: Seed) -> dict[str, tuple[list[str], torch.Tensor]]:
+    """Labels and mean image tokens (N, H) of training pictures, of two validation ones of each seen species, and of
+    those that are judged."""
     data = load_birds(lab.seed, {"val": PER_CLASS["val"] | {False: 0}, "test": {True: 0, False: 0}})["val"]
     val = VisionCache(lab.base.model, lab.base.processor, data["image"])
-    found = {}
-    for part, names, cache_of in (("train", lab.labels, lab.cache), ("val", data["label"], val),
-                                  ("judged", lab.judged["label"], lab.judged_cache)):  # fmt: skip
-        if encoder == "siglip":
-            rows = siglip().images(cache_of.images)
-        else:
-            rows = torch.stack([s.tokens.float().mean(0) for s in cache_of.get(range(len(names)))])
-        found[part] = list(names), rows
-    return found
+    parts = {
+        "train": (lab.labels, lab.cache), "val": (data["label"], val),
+        "judged": (lab.judged["label"], lab.judged_cache),
+    }  # fmt: skip
+    return {part: (list(names), torch.stack([s.tokens.float().mean(0) for s in cache_of.get(range(len(names)))]))
+            for part, (names, cache_of) in parts.items()}  # fmt: skip
 
 
 def zero_shot(lab: Seed, asked: list[Question], templates=ONE) -> list[str]:
     """SigLIP's choice among the options, or among the names of all judged classes."""
-    labels, rows = labelled(lab, "siglip")["judged"]
-    names = sorted(set(labels))
+    names = sorted(set(lab.judged["label"]))
+    rows = siglip().images(lab.judged_cache.images)
     return choose(rows @ siglip().classes(names, templates).T, names, given(asked))
 
 
-def linear_probe(lab: Seed, asked: list[Question], encoder: str) -> list[str]:
-    """A linear classifier of four pictures of each seen species."""
-    (labels, train), (val_labels, val), (_, judged) = labelled(lab, encoder).values()
+def linear_probe(lab: Seed, asked: list[Question]) -> list[str]:
+    """A linear classifier of the tower's features of four pictures of each seen species."""
+    (labels, train), (val_labels, val), (_, judged) = towers(lab).values()
     probe = choose_probe(train, labels, val, val_labels)
     return choose(probe.scores(judged), probe.classes, given(asked, set(probe.classes)))
-
-
-def nearest_means(lab: Seed, asked: list[Question]) -> list[str]:
-    """The class whose four pictures have the nearest mean, by cosine, all seen from the mean of the training rows."""
-    (labels, train), _, (_, judged) = labelled(lab, "tower").values()
-    classes, centre = sorted(set(labels)), train.mean(0)
-    means = torch.stack([train[[i for i, label in enumerate(labels) if label == c]].mean(0) for c in classes])
-    scores = torch.cosine_similarity((judged - centre)[:, None], means - centre, dim=-1)
-    return choose(scores, classes, given(asked, set(classes)))
 
 
 def ask_base(lab: Seed, prompts: list[str], images: list) -> list[str]:
@@ -104,13 +88,8 @@ def in_context(lab: Seed, asked: list[Question]) -> list[str]:
     return answer(lab, asked, lambda _: solved)
 
 
-def guide_in_prompt(lab: Seed, asked: list[Question]) -> list[str]:
-    """The field guide's line of each option in front."""
-    return answer(lab, asked, lambda options: "".join(f"The {o} has {by_name()[o].describe()}. " for o in options))
-
-
 def describe_then_name(lab: Seed, asked: list[Question]) -> list[str]:
     """Two calls: the looks of the picture; then, in words alone, which bird has them."""
     looks = looks_of(lab, lab.judged_cache.get(range(len(asked))))
-    listed = [f" Options: {'; '.join(options)}." if options else "" for _, options in asked]
-    return ask_base(lab, [f"Which bird has {text}?{end}" for text, end in zip(looks, listed)], [None] * len(asked))
+    prompts = [listing(f"Which bird has {text}?", options) for text, (_, options) in zip(looks, asked)]
+    return ask_base(lab, prompts, [None] * len(asked))

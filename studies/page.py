@@ -1,4 +1,8 @@
-"""One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`."""
+"""One page of results from the committed tables: `python -m studies.page` writes `summary.md` and `ablations.png`.
+
+The tables that chapters show go to files of their own, too: `main_table.csv`, `scorecard.csv`, `ablation_table.csv`,
+`why_table.csv` and `transfer_table.csv`; the core of the score card goes into README.md.
+"""
 
 from pathlib import Path
 
@@ -6,112 +10,100 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from finer1_lite.evaluate.statistics import over_seeds
-from finer1_lite.files import write_whole
-from studies.differences import paired
-from studies.formatting import PROBES, TASKS, cells, forest, in_words, rounded, section
-from studies.variants import LABELS, TABLES
+from finer1_lite.config import RESULTS
+from finer1_lite.files import write_csv, write_whole
+from studies.figures import gap, load
+from studies.formatting import PROBES, TASKS, forest, in_words, markdown, rounded, section
+from studies.scorecard import score
+from studies.tables import SPLITS, descriptions_table, main_table, share
+from studies.variants import CHAINS, LABELS, TABLES
+
+MARKS = "<!-- card: written by python -m studies.page -->", "<!-- end -->"  # in README.md
 
 
-def story(rows: pd.DataFrame, folder: Path) -> str:
-    """Accuracy of the story's methods, and what the paired differences say."""
-    rows = rows[rows.metric == "accuracy"]
-    sizes = " and ".join(f"{n} images of {split} species" for split, n in rows.groupby("split").n.first().items())
-    gaps = pd.read_csv(folder / "differences.csv").query("protocol == 'open'")
-    said = "\n".join(f"- {r.difference}, {r.split} species: {rounded(r.mean, r.low, r.high, sign=True)} points"
-                     for r in gaps.itertuples())  # fmt: skip
-    text = (
-        f"Percent right on test images, mean over {rows.seed.nunique()} seeds with a 95% interval; {sizes} for each "
-        "seed. Open: the name is asked for; closed: four look-alikes to choose from.\n\n"
-        f"Paired differences, open-world, with 95% t-intervals over seeds:\n\n{said}"
-    )
-    return section("The story: five methods", text, cells(rows, ["method"], ["protocol", "split"]), "story.png")
-
-
-def baselines(rows: pd.DataFrame, folder: Path) -> str:
-    """What a practitioner would try first, beside the story's methods; and where it wins."""
-    table = cells(rows, ["baseline"], ["protocol", "split"])
-    table["has met"] = table.baseline.map(rows.drop_duplicates("baseline").set_index("baseline").met)
-    wins = []
-    for (protocol, split), part in over_seeds(rows, ["baseline", "protocol", "split"]).groupby(["protocol", "split"]):
-        best = part.loc[part["mean"].idxmax()]
-        share = rounded(*best[["mean", "low", "high"]])
-        wins.append(f"- {protocol}-world, {split} species: best is `{best.baseline}` with {share}%")
-    text = (
-        f"The same questions for other ways to name a bird: percent right, {rows.seed.nunique()} seed(s), with 95% "
-        "intervals. What each has met before differs, so read the last column too.\n\n"
-    )
-    return section("Baselines", text + "\n".join(wins), table)
+def ablation_gaps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every variant that was run against the last one of its table: table, variant, against, split, and `gap`."""
+    run = set(rows[rows.study == "ablations"].method)
+    return pd.DataFrame([
+        {"table": table, "variant": name, "against": names[-1], "split": split}
+        | gap(rows, "ablations", name, names[-1], "open", split)
+        for table, names in TABLES.items() for name in names[:-1] for split in SPLITS[:2] if name in run
+    ])  # fmt: skip
 
 
 def ablations(rows: pd.DataFrame, folder: Path) -> str:
-    """Every variant against its reference, as one picture, and the sentences of those that differ."""
-    rows = rows[(rows.variant != rows.against) & (rows.table != "methods")]
+    """Every variant against its reference, as one picture and as a table with each seed."""
+    gaps = ablation_gaps(rows)
     panels = {
         f"{split} species": [
-            (LABELS[r.variant] + (f" ({r.table.split(', ')[1]})" if ", " in r.table else ""),
-             *(100 * x for x in (r.difference, r.low, r.high)))
-            for table in TABLES for r in rows[(rows.table == table) & (rows.split == split)].itertuples()
+            (LABELS[r.variant] + (f" ({r.table.split(', ')[1]})" if r.variant.removesuffix("+tapo") in CHAINS else ""),
+             *(100 * x for x in (r.mean, r.low, r.high)))
+            for r in gaps[gaps.split == split].itertuples()
         ]
-        for split in ("seen", "unseen")
+        for split in SPLITS[:2]
     }  # fmt: skip
     forest(panels, "points minus the reference's").savefig(folder / "ablations.png", dpi=90)
     plt.close()
-    once = rows.drop_duplicates(["variant", "against", "split"])
-    told, p = once[(once.low > 0) | (once.high < 0)], once.p.dropna()
+    told, p = gaps[(gaps.low > 0) | (gaps.high < 0)], gaps.p.dropna()
     kept = int((false_discovery_control(p) < 0.05).sum()) if len(p) else 0
-    said = [
-        f"- {LABELS[r.variant]}: {'better' if r.low > 0 else 'worse'} than {LABELS[r.against]} on {r.split} species "
-        f"({100 * r.difference:+.1f} points, {100 * r.low:+.1f} to {100 * r.high:+.1f})."
-        for r in told.sort_values("difference").itertuples()
-    ]
     text = (
-        "Open-world accuracy minus the reference's (TAPO; for Stage 1 alone CoT SFT on all chains), "
-        f"{len(str(rows.each_seed.iloc[0]).split())} seeds. 20 steps, half of the story's, and DAPO has TAPO's "
-        "learning rate here: compare these figures only with each other. In the picture a full dot is a difference "
-        f"whose interval leaves zero out. {len(told)} of {len(once)} comparisons do, {kept} also after allowing for "
-        "their number (Benjamini and Hochberg; the table of ways to train is left out):\n\n"
+        f"Open-world accuracy minus that of the last variant of each table, {gaps.seeds.max()} seeds. 12 steps, where "
+        "the story takes 40: compare these figures only with each other. In the "
+        f"picture a full dot is a difference whose interval leaves zero out. {len(told)} of {len(gaps)} comparisons "
+        f"do, {kept} also after allowing for their number (Benjamini and Hochberg)."
     )
-    return section("Ablations: one thing changed at a time", text + "\n".join(said), picture="ablations.png")
+    lines = [
+        {"table": r.table, "variant": LABELS[r.variant], "against": LABELS[r.against], "split": r.split,
+         "accuracy": share(rows, "ablations", r.variant, "open", r.split),
+         "difference": rounded(r.mean, r.low, r.high, sign=True),
+         "each seed": " ".join(f"{100 * float(x):+.0f}" for x in r.each_seed.split())}
+        for r in gaps.itertuples()
+    ]  # fmt: skip
+    write_csv(folder / "ablation_table.csv", lines)
+    return section("Ablations: one thing changed at a time", text, pd.DataFrame(lines), "ablations.png")
 
 
-def why(rows: pd.DataFrame, folder: Path) -> str:
-    """What each method sees, knows and uses."""
-    found = in_words(rows, ["measure", "part"], PROBES, "probe")
-    text = f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; `studies/why.py` says what each is."
-    return section("Why it works: what changed inside", text, found)
-
-
-def transfer(rows: pd.DataFrame, folder: Path) -> str:
-    """What else changes when a model learns to name."""
-    key = ["task", "measure", "split"]
-    table, guess = in_words(rows, key, TASKS, "task"), rows.groupby(key).chance.mean()
-    table["guessing"] = ["" if guess[k] != guess[k] else f"{100 * guess[k]:.0f}" for k in TASKS]
-    unseen = rows[rows.split == "unseen"].pivot_table("value", "seed", ["task", "measure", "method"])
-    written = ", ".join(f"{100 * share:.0f}" for share in unseen["facts", "two steps", "tapo"])
-    kinds = [kind for kind in unseen["shift"].columns.unique("measure") if kind != "clean"]
-    gains = [paired(unseen["shift", kind, "tapo"] - unseen["shift", kind, "cot_sft"])["low"] > 0 for kind in kinds]
-    text = (
-        f"Percent, mean over {rows.seed.nunique()} seeds with a 95% interval; `studies/transfer.py` describes each "
-        "task.\n\nSeeds differ in what they still write: facts looked up in a second, text-only question, unseen "
-        f"species, TAPO: {written}%, seed by seed. On {sum(gains)} of {len(gains)} kinds of worse pictures TAPO names"
-        " more unseen species than CoT SFT (95% t-intervals of paired differences)."
-    )
-    return section("Transfer: what else changes", text, table)
-
-
-def write_page(folder: Path) -> Path:
-    """Write the page from the tables in `folder`; returns its path."""
-    note = "Bird world, tiny model, CPU. Made by `python -m studies.page`."
-    parts = [make(pd.read_csv(folder / name), folder) for name, make in PARTS.items() if (folder / name).exists()]
-    return write_whole(folder / "summary.md", "\n".join(["# finer1_lite: results", "", note, "", *parts]))
-
-
-PARTS = {
-    "results.csv": story, "baselines.csv": baselines, "ablations.csv": ablations, "why.csv": why,
-    "transfer.csv": transfer,
-}  # fmt: skip
+def write_page(folder: Path, readme: Path) -> Path:
+    """Write the page from the tables in `folder`, and the core of its score card into `readme`; returns its path."""
+    rows = load(folder)
+    card = pd.DataFrame(score(rows))
+    write_csv(folder / "scorecard.csv", card.to_dict("records"))
+    shown = pd.DataFrame({
+        "claim": card.claim, "asked": card.protocol, "who": card.who,
+        "they say": card.points.map(lambda x: f"{x:+.1f}" if x == x else ""),
+        "where": [f"{r.a} - {r.b}; {r.split}" for r in card.itertuples()],
+        "measured": [rounded(*(x / 100 for x in (r.mean, r.low, r.high)), sign=True) for r in card.itertuples()],
+        "seeds": card.seeds, "verdict": card.verdict,
+    })  # fmt: skip
+    said = " ".join(f"{what.capitalize()}: {n}." for what, n in card.verdict.value_counts().items())
+    core = shown[card.core].rename(columns={"they say": "paper", "measured": "here"})
+    before, after = (readme.read_text(encoding="utf-8").split(mark) for mark in MARKS)
+    text = f"{len(card)} claims, {card.seeds.min()} to {card.seeds.max()} seeds. {said}\n\n{markdown(core[['claim', 'asked', 'paper', 'here', 'verdict']])}\n"
+    write_whole(readme, f"{before[0]}{MARKS[0]}\n{text}{MARKS[1]}{after[1]}")
+    main, why, transfer = main_table(rows), pd.read_csv(folder / "why.csv"), pd.read_csv(folder / "transfer.csv")
+    probes = in_words(why, ["measure", "part"], PROBES, "probe")
+    tasks = in_words(transfer, ["task", "measure", "split"], TASKS, "task")
+    for name, table in {"main_table": main, "why_table": probes, "transfer_table": tasks}.items():
+        write_csv(folder / f"{name}.csv", table.to_dict("records"))
+    sizes = pd.read_csv(folder / "results.csv").groupby("split").n.first()
+    asked = " and ".join(f"{n} images of {split} species" for split, n in sizes.items())
+    parts = [
+        section("Score card", f"{len(card)} claims. {said} Points with 95% t-intervals of paired differences over "
+                "seeds; `studies/scorecard.py` says when a claim holds.", shown),
+        section("The paper's tables in miniature", f"Percent right on test images ({asked} for each seed), mean over "
+                "seeds with a 95% interval, and the paper's figure for Qwen2.5-VL-3B (closed: accuracy; open: text "
+                "inclusion) beside it. What each had met before differs.", main, "story.png"),
+        section("The table of the first description", "Points, closed-world; its figures are not the paper's.",
+                descriptions_table(rows)),
+        ablations(rows, folder),
+        section("Why it works: what changed inside", f"Percent, {why.seed.nunique()} seeds; `studies/why.py` says what"
+                " each is.", probes),
+        section("Transfer: what else changes", f"Percent, {transfer.seed.nunique()} seeds; `studies/transfer.py` "
+                "describes each task.", tasks),
+    ]  # fmt: skip
+    title = ["# finer1_lite: results", "", "Bird world, tiny model, CPU. Made by `python -m studies.page`.", ""]
+    return write_whole(folder / "summary.md", "\n".join([*title, *parts]))
 
 
 if __name__ == "__main__":
-    print(write_page(Path("studies/results")))
+    print(write_page(RESULTS, Path("README.md")))

@@ -6,14 +6,12 @@ likeliest behind its own thoughts: a policy that has only learnt to name can kno
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from finer1_lite.evaluate.answers import judge
-from finer1_lite.files import read_jsonl, write_jsonl
 from finer1_lite.policy.inputs import VisionCache, answer_ids, pad
-from finer1_lite.policy.load import Policy, fingerprint
+from finer1_lite.policy.load import Policy
 from finer1_lite.policy.lora import decoding
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.policy.scoring import completion_logps
@@ -67,25 +65,14 @@ def about(question: Question, name: str, phrase: str = "bird in the picture") ->
 
 
 def ask(
-    policy: Policy, cache: VisionCache | None, questions: Sequence[Question], form: str, listed: bool, path: Path
+    policy: Policy, cache: VisionCache | None, questions: Sequence[Question], form: str, listed: bool = False
 ) -> list[str]:
-    """The greedy answer to each question. cache: features of the pictures (None: all questions are text alone).
-
-    path: a file that keeps the answers; it is read instead where it holds those of this policy to these questions.
-    """
-    model = fingerprint(policy)[:16]
-    asked = [{"image": q.image, "prompt": prompt_of(q, form, listed), "model": model} for q in questions]
-    if path.exists():
-        kept = [row for _, row in read_jsonl(path)]
-        texts = [row.pop("text") for row in kept]
-        if kept == asked:
-            return texts
+    """The greedy answer to each question. cache: features of the pictures (None: all questions are text alone)."""
     texts, size = [], policy.profile.eval_batch
-    for start in range(0, len(asked), size):
-        part = asked[start : start + size]
-        images = features(cache, [row["image"] for row in part])
-        texts += rollout(policy, [(row["prompt"], s) for row, s in zip(part, images)], 1, None, 0).texts
-    write_jsonl(path, [row | {"text": text} for row, text in zip(asked, texts)])
+    for start in range(0, len(questions), size):
+        part = questions[start : start + size]
+        prompts = [(prompt_of(q, form, listed), s) for q, s in zip(part, features(cache, [q.image for q in part]))]
+        texts += rollout(policy, prompts, 1, None, 0).texts
     return texts
 
 

@@ -1,30 +1,32 @@
-"""What every study shares: one seed's pictures, adapters and answers on disk, and a command line.
+"""What every study shares: one seed's pictures, adapters and answers on disk.
 
 A study is a list of jobs and a function `one(job, work) -> rows`, which takes a seed's pictures and adapters from
-`seed_of`, trains what is missing, asks, and returns one dictionary for each figure. `run` does the rest.
+`seed_of`, trains what is missing, asks, and returns one dictionary for each figure. `command.run` does the rest.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from finer1_lite import recipes
 from finer1_lite.birds.dataset import PER_CLASS, load_birds
-from finer1_lite.config import Profile, TapoConfig, get_profile, versions
-from finer1_lite.cot.build import Sampler
+from finer1_lite.config import Profile, TapoConfig, get_profile
+from finer1_lite.cot.build import Sampler, build_chains
 from finer1_lite.cot.chains import load_chains, save_chains
+from finer1_lite.cot.concepts import choose_phrases
 from finer1_lite.evaluate.answers import WITHOUT_CHAIN, Prediction, predict
-from finer1_lite.files import write_csv, write_whole
 from finer1_lite.losses import LossConfig
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, load_base, load_policy
+from finer1_lite.recipes import (
+    DESCRIPTIONS_PER_QUESTION, TEACHER, answer_rows, chain_rows, dapo_setting, look_alike_classes, sft_rows, tasks_of,
+)  # fmt: skip
+from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import train_sft
+from finer1_lite.tapo import Tapo
 from finer1_lite.teachers.policy import sampler_of
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -34,12 +36,18 @@ WEIGHTS = "adapter_model.safetensors"  # an adapter's folder is whole once it ho
 class Seed:
     """One seed's pictures, features, chains, adapters and answers; what already lies in `out` is used again.
 
-    judged_on: the split that is asked about, with `per_class` images of a class (see `load_birds`).
+    judged_on: the split that is asked about, with `per_class` images of a class (see `load_birds`). held_out: the
+    share of seen species of which no picture is trained on.
     """
 
-    def __init__(self, profile: Profile, seed: int, out: Path, judged_on: str = "test", per_class=PER_CLASS):
+    def __init__(
+        self, profile: Profile, seed: int, out: Path, judged_on: str = "test", per_class=PER_CLASS, held_out=0.0
+    ):
         out.mkdir(parents=True, exist_ok=True)
         self.profile, self.seed, self.out, data = profile, seed, out, load_birds(seed, per_class)
+        names = sorted(set(data["train"]["label"]))
+        away = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[: round(held_out * len(names))]}
+        data["train"] = data["train"].filter(lambda label: label not in away, input_columns="label")
         self.base, self.labels, self.judged = load_base(profile), data["train"]["label"], data[judged_on]
         self.cache, self.judged_cache = (
             VisionCache(self.base.model, self.base.processor, data[name]["image"]) for name in ("train", judged_on)
@@ -47,15 +55,16 @@ class Seed:
 
     def writers(self) -> tuple[Sampler, Sampler]:
         """The base, which describes pictures, and the bird world's teacher, which writes chains."""
-        teacher = load_policy(self.profile, recipes.TEACHER)
+        teacher = load_policy(self.profile, TEACHER)
         return sampler_of(self.base, self.cache, self.seed), sampler_of(teacher, self.cache, self.seed)
 
     def chains(self) -> list[dict]:
         """Chat rows of the accepted chains."""
         path = self.out / "chains.jsonl"
         if not path.exists():
-            made = recipes.make_chains(*self.writers(), self.labels, self.seed)
-            save_chains(path, recipes.chain_rows(*made, self.cache))
+            tasks = tasks_of(self.labels, self.seed)
+            built = build_chains(tasks, *self.writers(), choose_phrases, samples=DESCRIPTIONS_PER_QUESTION)
+            save_chains(path, chain_rows(tasks, built, self.cache))
         return load_chains(path)
 
     def same_steps(self, rows: list[dict]) -> int:
@@ -70,20 +79,28 @@ class Seed:
         if not (folder / WEIGHTS).exists():
             policy = load_policy(self.profile, seed=self.seed)
             if method == "cot_sft":
-                config, made = self.profile.sft, recipes.sft_rows(rows or self.chains(), self.cache, self.labels)
+                rows = self.chains() if rows is None else rows
+                config, made = self.profile.sft, sft_rows(rows, self.cache, self.labels)
             else:
-                config, made = self.profile.sft_answers, recipes.answer_rows(self.labels, self.cache, self.seed)
+                config, made = self.profile.sft_answers, answer_rows(self.labels, self.cache, self.seed)
             train_sft(policy, made, replace(config, **changes), self.seed, log=self.out / f"{folder.name}.csv")
             policy.save(folder)
         return folder
 
-    def rl(self, name: str, config: TapoConfig, loss: LossConfig, start: Callable[[], Policy] = None, **how) -> Path:
-        """Stage 2 from this seed's CoT SFT, or from `start()`; writes `name` and `name`.csv. how: see `reinforce`."""
-        folder = self.out / name
+    def rl(
+        self, name: str, config: TapoConfig, loss: LossConfig, start: Callable[[], Policy] = None, pictures=None,
+        negative="similar", confusion=None, **asked,
+    ) -> Path:  # fmt: skip
+        """Stage 2 from this seed's CoT SFT, or from `start()`; writes `name` and `name`.csv.
+
+        pictures: features and labels of other ones than the seed's. asked: `reward` and `ask` of `Tapo`.
+        """
+        folder, (cache, labels) = self.out / name, pictures or (self.cache, self.labels)
         if not (folder / WEIGHTS).exists():
             policy = start() if start else load_policy(self.profile, self.sft("cot_sft"))
-            log = self.out / f"{name}.csv"
-            recipes.reinforce(policy, self.cache, self.labels, config, loss, self.seed, log, **how)
+            sampler = TripletSampler(labels, look_alike_classes(cache, labels), self.seed, negative=negative,
+                                     confusion=confusion)  # fmt: skip
+            Tapo(policy, cache, labels, sampler, config, loss, self.seed, **asked).train(self.out / f"{name}.csv")
             policy.save(folder)
         return folder
 
@@ -92,7 +109,7 @@ class Seed:
         if method == "base":
             return None
         if method == "dapo":
-            return self.rl(method, *recipes.dapo_setting(self.profile))
+            return self.rl(method, *dapo_setting(self.profile))
         return self.rl(method, self.profile.tapo, self.profile.loss) if method == "tapo" else self.sft(method)
 
     def policy(self, method: str) -> Policy:
@@ -107,7 +124,7 @@ class Seed:
         """
         policy = self.base if adapter is None else load_policy(self.profile, adapter)
         cache, think = self.judged_cache, name not in WITHOUT_CHAIN if think is None else think
-        options = recipes.look_alike_classes(cache, self.judged["label"]) if protocol == "closed" else None
+        options = look_alike_classes(cache, self.judged["label"]) if protocol == "closed" else None
         path = self.out / f"{name}_{protocol}.jsonl"
         return predict(policy, cache, self.judged, think, self.seed, options, f"{name} {protocol}", path=path)
 
@@ -117,30 +134,3 @@ def seed_of(seed: int, work: Path) -> Seed:
     """One seed in the story's folder `work`; its pictures and features are made once in each process."""
     torch.set_num_threads(1)  # two processes, one core each
     return Seed(get_profile("cpu"), seed, work / f"seed{seed}")
-
-
-def run(
-    name: str, what: str, one: Callable[..., list[dict]], tables: Callable[..., dict] | None = None,
-    jobs: Callable[[Sequence[int]], Iterable] = list, seeds: Sequence[int] = SEEDS, before: Callable | None = None,
-) -> None:  # fmt: skip
-    """The command line of a study: all jobs, two at a time; its tables and its entry in `versions.json`.
-
-    jobs: seeds -> what `one` is called with, by default each seed. before: called as `one` with each seed, before
-    them. tables: (rows, work, seeds, out) -> {file: rows}, by default all rows in `<name>.csv`. A killed run goes on
-    where it was.
-    """
-    parser = argparse.ArgumentParser(description=what.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
-    parser.add_argument("--out", type=Path, default=Path("studies/results"), help="gets tables and versions")
-    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="gets chains, adapters and answers")
-    args = parser.parse_args()
-    with get_context("spawn").Pool(2) as pool:
-        if before:
-            pool.map(partial(before, work=args.work), args.seeds, chunksize=1)
-        rows = [row for part in pool.imap(partial(one, work=args.work), jobs(args.seeds)) for row in part]
-    made = tables(rows, args.work, args.seeds, args.out) if tables else {f"{name}.csv": rows}
-    for file, table in made.items():
-        write_csv(args.out / file, table)
-    path = args.out / "versions.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    write_whole(path, json.dumps(kept | {name: versions()}, indent=1) + "\n")

@@ -23,7 +23,8 @@ from finer1_lite.recipes import tasks_of
 from finer1_lite.teachers.guide import guide_chain
 from finer1_lite.teachers.policy import sampler_of
 from finer1_lite.teachers.selftaught import self_teach
-from studies.study import Seed, run, seed_of
+from studies.command import run
+from studies.study import Seed, seed_of
 
 BY_HAND, ROUNDS, TRIES = 8, 3, 4
 MEASURES = ("true_attributes", "coverage", "similar_analyses", "label_leak")

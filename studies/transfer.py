@@ -5,11 +5,8 @@ of unseen species, and writes `transfer.csv`: seed, method, task, split, measure
 
     facts    "What does the bird in the picture eat?": recognition and then recall of the field guide
     looks    describe the bird, or one part of it, in the questions of pre-training
-    recall   what a bird eats, without a picture
     common   the 40 common species, which the base can name
-    fish     another drawn world, of which no training has spoken: its looks, and its names
-    shift    naming when pictures are noisy, blurred, dark, small or compressed
-    options  naming among 4 to 32 look-alikes
+    shift    naming when pictures are noisy or blurred
 
 No method has met a question about a fact together with a picture. So facts are asked as the likeliest option behind
 the policy's own thoughts, and in two steps, its own open-world answer in a text question.
@@ -17,36 +14,29 @@ the policy's own thoughts, and in two steps, its own open-world answer in a text
 
 from pathlib import Path
 
-import numpy as np
-
-from finer1_lite.birds import fish
 from finer1_lite.birds.dataset import FIRST
 from finer1_lite.birds.render import draw
-from finer1_lite.birds.species import FOODS, all_species, by_name
+from finer1_lite.birds.species import all_species
 from finer1_lite.evaluate.answers import METHODS, WITHOUT_CHAIN
 from finer1_lite.policy.inputs import VisionCache
-from finer1_lite.prompts import make_options
-from finer1_lite.recipes import look_alike_classes
-from studies.exam import SHIFTS, conditions, facts, fish_questions, graded, looks, naming, pick, rows_of
-from studies.questions import Question, about, ask, choose, in_form
-from studies.study import Seed, run, seed_of
+from studies.command import run
+from studies.exam import SHIFTS, conditions, facts, graded, looks, naming, pick, rows_of
+from studies.questions import about, ask, choose, in_form
+from studies.study import Seed, seed_of
 
 PICTURES = 160
-OTHERS = (2, 3)  # pictures of each common species and of each fish
-OPTIONS = (4, 8, 16, 32)
+OTHERS = 2  # pictures of each common species
 
 
 class Exam:
-    """One seed's questions about `n` test pictures and `others`, and one method's answers, kept in its folder."""
+    """One seed's questions about `n` test pictures and `others`, and one method's answers."""
 
-    def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: tuple[int, int] = OTHERS):
+    def __init__(self, lab: Seed, n: int = PICTURES, shifts=SHIFTS, others: int = OTHERS):
         self.lab, self.cache, seen = lab, lab.judged_cache, lab.judged["seen"][:]
         self.labels, self.splits = lab.judged["label"][:], ["seen" if known else "unseen" for known in seen]
         self.picked = pick(seen, n, lab.seed)
-        self.common = [s for s in all_species() if s.common for _ in range(others[0])]
-        self.fish = [f for f in fish.all_fish() for _ in range(others[1])]
-        self.common_cache = self._cache([draw(s, FIRST["test"] + i % others[0]) for i, s in enumerate(self.common)])
-        self.fish_cache = self._cache([fish.draw(f, i % others[1], lab.seed) for i, f in enumerate(self.fish)])
+        self.common = [s for s in all_species() if s.common for _ in range(others)]
+        self.common_cache = self._cache([draw(s, FIRST["test"] + i % others) for i, s in enumerate(self.common)])
         made = conditions([lab.judged[i]["image"] for i in self.picked], lab.seed, shifts)
         self.caches = {name: self._cache(pictures) for name, pictures in made.items()}
 
@@ -60,40 +50,24 @@ class Exam:
         self.form = "answer" if method in WITHOUT_CHAIN else "think"
         return [{"seed": self.lab.seed, "method": method} | row for task in TASKS for row in task(self)]
 
-    def ask(self, name: str, cache, questions, form: str, listed: bool = False) -> list[str]:
-        """`questions.ask`, kept in a file."""
-        file = f"{self.method}_{name.replace(' ', '_')}_{form}_{'listed' if listed else 'free'}.jsonl"
-        return ask(self.policy, cache, questions, form, listed, self.lab.out / "transfer" / file)
-
 
 def facts_task(exam: Exam) -> list[dict]:
     """Facts as the likeliest option, and in two steps."""
     questions = facts(exam.labels, exam.splits, exam.picked, exam.lab.seed)
-    thoughts = exam.ask("facts", exam.cache, questions, "think")
+    thoughts = ask(exam.policy, exam.cache, questions, "think")
     chosen = choose(exam.policy, exam.cache, questions, thoughts, listed=False)
     rows = rows_of("facts", "likeliest option", questions, [o == q.answers[0] for o, q in zip(chosen, questions)])
     second = [about(q, exam.own[q.image] or "bird") for q in questions]
-    return rows + graded("facts", "two steps", second, exam.ask("facts two steps", None, second, "plain"), "plain")
+    return rows + graded("facts", "two steps", second, ask(exam.policy, None, second, "plain"), "plain")
 
 
 def looks_task(exam: Exam) -> list[dict]:
     """Share of right attributes in descriptions; answers about one part that speak of nothing else."""
     questions = looks(exam.labels, exam.splits, exam.picked)  # a description and a part in turn
-    texts = exam.ask("looks", exam.cache, questions, "plain")
+    texts = ask(exam.policy, exam.cache, questions, "plain")
     rows = graded("looks", "describe", questions[::2], texts[::2], "plain")
     kept = rows_of("looks", "part, in form", questions[1::2], [in_form(text) for text in texts[1::2]])
     return rows + [row | {"chance": float("nan")} for row in kept]
-
-
-def recall_task(exam: Exam) -> list[dict]:
-    """The field guide in text: of each split half as many species as pictures, drawn with the seed."""
-    names, questions = dict.fromkeys(zip(exam.labels, exam.splits)), []
-    for split in ("seen", "unseen"):
-        species = [by_name()[name] for name, own in names if own == split]
-        order = np.random.default_rng(exam.lab.seed).permutation(len(species))[: len(exam.picked) // 4]
-        for s in (species[i] for i in order):
-            questions.append(Question(None, f"What does the {s.name} eat?", (s.food,), FOODS, split, 1 / len(FOODS)))
-    return graded("recall", "food", questions, exam.ask("recall food", None, questions, "plain"), "plain")
 
 
 def common_task(exam: Exam) -> list[dict]:
@@ -101,18 +75,8 @@ def common_task(exam: Exam) -> list[dict]:
     names, rows = [s.name for s in exam.common], []
     questions = naming(names, ["common"] * len(names), range(len(names)))
     for form in ("answer", "think"):
-        rows += graded("common", form, questions, exam.ask("common", exam.common_cache, questions, form))
+        rows += graded("common", form, questions, ask(exam.policy, exam.common_cache, questions, form))
     return rows
-
-
-def fish_task(exam: Exam) -> list[dict]:
-    """Looks of fish in words for birds; the likeliest name among the family's four, with a guide in the prompt."""
-    parts, guided = fish_questions(exam.fish)
-    rows = graded("fish", "part", parts, exam.ask("fish part", exam.fish_cache, parts, "plain"), "plain")
-    texts = exam.ask("fish name guide and options", exam.fish_cache, guided, "think", True)
-    chosen = choose(exam.policy, exam.fish_cache, guided, texts, listed=True)
-    right = [option == q.answers[0] for option, q in zip(chosen, guided)]
-    return rows + rows_of("fish", "name, guide, likeliest option", guided, right, True)
 
 
 def shift_task(exam: Exam) -> list[dict]:
@@ -120,22 +84,11 @@ def shift_task(exam: Exam) -> list[dict]:
     labels, splits = ([column[i] for i in exam.picked] for column in (exam.labels, exam.splits))
     questions, rows = naming(labels, splits, range(len(labels))), []
     for condition, cache in exam.caches.items():
-        rows += graded("shift", condition, questions, exam.ask(f"shift {condition}", cache, questions, exam.form))
+        rows += graded("shift", condition, questions, ask(exam.policy, cache, questions, exam.form))
     return rows
 
 
-def options_task(exam: Exam) -> list[dict]:
-    """Closed-world naming as the number of look-alikes grows."""
-    rows, nearest = [], look_alike_classes(exam.cache, exam.labels)
-    for k in OPTIONS:
-        rng = np.random.default_rng(exam.lab.seed)
-        asked = naming(exam.labels, exam.splits, exam.picked, lambda name: make_options(name, nearest, rng, k))
-        texts = exam.ask(f"options {k}", exam.cache, asked, exam.form, True)
-        rows += graded("options", str(k), asked, texts, listed=True)
-    return rows
-
-
-TASKS = (facts_task, looks_task, recall_task, common_task, fish_task, shift_task, options_task)
+TASKS = (facts_task, looks_task, common_task, shift_task)
 
 
 def one_seed(seed: int, work: Path) -> list[dict]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from finer1_lite.birds.dataset import evaluation_species
+from finer1_lite.birds.measure import last_states, probe_accuracy
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import Species
 from finer1_lite.evaluate.answers import METHODS, WITHOUT_CHAIN, predict
@@ -27,11 +28,12 @@ from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy
 from finer1_lite.prompts import QUESTIONS
 from finer1_lite.recipes import look_alike_classes
+from studies.command import run
 from studies.looking import VIEWS, views
 from studies.probes import (
-    analysis_right, described, folds_of, last_states, linear_probe, recalled, recognised, separability,
+    analysis_right, described, folds_of, recalled, recognised, separability,
 )  # fmt: skip
-from studies.study import run, seed_of
+from studies.study import seed_of
 
 COUNTS = (4, 2, 2)  # pictures of each species to train, to choose and to test a probe
 ASKED = 2  # pictures of each species that are asked about a name
@@ -79,11 +81,8 @@ def row(measure: str, part: str, right: Sequence) -> dict:
 def sees(policy: Policy, world: World) -> Iterator[dict]:
     """A linear probe of all pictures, and descriptions of one of each species."""
     image, _ = last_states(policy, [(QUESTIONS[0], s) for s in world.cache.get(range(len(world.of)))])
-    train, val, _ = world.counts
-    slot = torch.arange(len(world.of)) % sum(world.counts)
-    masks = slot < train, (slot >= train) & (slot < train + val), slot >= train + val
-    found = linear_probe(*((image[mask], world.of[mask]) for mask in masks))
-    yield row("probe", "last layer", [found] * int(masks[2].sum()))
+    found = probe_accuracy(image, [world.species[i].name for i in world.of], world.counts)
+    yield row("probe", "last layer", [found] * (len(world.species) * world.counts[2]))
     yield row("describes", "all eight", described(policy, world.cache.get(world.rows(1)), world.species))
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from finer1_lite import identity
 from finer1_lite import loop as loop_module
 from finer1_lite.birds.dataset import load_birds
-from finer1_lite.config import RELEASED_SWITCHES, get_profile
+from finer1_lite.config import get_profile
+from finer1_lite.losses import RELEASED
 from finer1_lite.loop import MAX_BAD_STEPS, CheckpointError, Checkpoints, uninterrupted
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
@@ -56,7 +57,7 @@ def make_loop(data, reward=half_right, setting=SETTING, seed=0) -> Tapo:
     nearest = look_alike_classes(cache, data["label"])
     confusion = ConfusionCounts(data["label"])
     sampler = TripletSampler(data["label"], nearest, seed, negative="online", confusion=confusion)
-    return Tapo(policy, cache, data["label"], sampler, setting, RELEASED_SWITCHES, seed, reward)
+    return Tapo(policy, cache, data["label"], sampler, setting, RELEASED, seed, reward)
 
 
 def same(a, b) -> bool:
@@ -73,17 +74,15 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def straight(data):
-    """The uninterrupted run: adapter and optimizer, history, seconds."""
-    loop = make_loop(data)
-    history = loop.train()
-    return loop.state()[0], untimed(history), history[-1]["seconds"]
+def straight(data, tmp_path_factory):
+    """The uninterrupted run, each step of which counts as slow: tensors, history, seconds, steps that were kept."""
+    loop, kept = make_loop(data), Checkpoints(tmp_path_factory.mktemp("slow"), every=100, keep=100, minutes=0.0)
+    history = loop.train(checkpoints=kept)
+    return loop.state()[0], untimed(history), history[-1]["seconds"], kept.steps()
 
 
-def test_a_slow_step_is_kept_at_once(data, tmp_path):
-    loop = make_loop(data)
-    loop.train(checkpoints=(slow := Checkpoints(tmp_path / "slow", every=100, keep=100, minutes=0.0)))
-    assert slow.steps() == list(range(1, len(loop.history) + 1))
+def test_a_slow_step_is_kept_at_once(straight):
+    assert straight[3] == list(range(1, SETTING.steps + 1))
 
 
 def run_to_the_end(loop: Tapo, folder: Path) -> None:
@@ -316,7 +315,7 @@ def test_an_adapter_tells_what_really_trained_it_also_when_it_was_set_back(data,
     for gamma in (0.5, 0.25):  # from the same start, as chapter 4 compares two
         policy.model.load_state_dict(before, strict=False)
         sampler = TripletSampler(labels, look_alike_classes(cache, labels), 0)
-        loss = replace(RELEASED_SWITCHES, gamma=gamma)
+        loss = replace(RELEASED, gamma=gamma)
         Tapo(policy, cache, labels, sampler, replace(SETTING, steps=1), loss, 0, half_right).train()
     policy.save(tmp_path)
     sft, rl = load_policy(PROFILE, tmp_path).runs
@@ -331,22 +330,17 @@ def test_without_checkpoints_nobody_is_told_that_all_goes_on(data, capsys, monke
     assert "not saved: this loop's own `train` goes on, a new one starts at step 0" in capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_flushed_is_no_hindrance(three, monkeypatch):
+def test_a_full_disk_is_reported_and_the_last_checkpoints_stay_and_one_that_cannot_flush_is_used(three, monkeypatch):
     def refuse(*_):
-        raise OSError(22, "Invalid argument")
+        raise OSError(*error)
 
     monkeypatch.setattr("os.fsync", refuse)
-    assert put(three, 4, 4).exists()
-
-
-def test_a_disk_that_refuses_is_reported_and_the_last_checkpoints_stay(three, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    error = (28, "No space left on device")
     with pytest.raises(CheckpointError, match="step 4 was not written.*No space.*are as they were"):
         put(three, 4, 4)
     assert len(list(three.folder.iterdir())) == 2 and three.load(RUN)[1] == {"n": 3}
+    error = (22, "Invalid argument")
+    assert put(three, 4, 4).exists()
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(data):

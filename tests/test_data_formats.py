@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Image, List, Value, load_dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from datasets import Dataset, Features, Image, Value, load_dataset
 from jinja2 import Template
 from PIL import Image as Picture
 
@@ -20,95 +18,49 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import get_profile
 from finer1_lite.cot.chains import chat_row
 from finer1_lite.data.formats import (
-    FORMS, add_dataset_info, from_chat, read_chats, read_closed_world, to_chat, to_llama_factory, write_closed_world,
-    write_rows,
+    add_dataset_info, from_llama_factory, read_chats, read_closed_world, to_llama_factory, write_closed_world,
 )  # fmt: skip
 from finer1_lite.data.triplets import export_triplets, read_triplets
 from finer1_lite.files import write_jsonl
-from finer1_lite.policy.inputs import IGNORE, IMAGE_PAD, training_batch
+from finer1_lite.policy.inputs import IGNORE, training_batch
 from finer1_lite.policy.load import load_base
-from finer1_lite.prompts import instructed, messages
+from finer1_lite.prompts import instructed
 from finer1_lite.samplers import Triplet
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data"
-each_form = pytest.mark.parametrize("form", FORMS)
 LABELS = ['Häher "x" / ../ {{ content }}\n\u2028 <b>鸟</b>'] * 2 + ["Wren", "Wren", "B", "B"]
 SIZES = [(140, 112), (60, 200), (112, 112), (90, 91), (300, 30), (28, 28)]
 TRIPLETS = [Triplet(0, 1, 2), Triplet(3, 2, 4), Triplet(5, 4, 1)]
 QUESTIONS = ["Which bird is this?", "What is it?", "Who?"]
 COLUMNS = ["images", "image_noisy", "image_aug"]
 NEAREST = {"Wren": ["House Wren", "Tit", "Jay"], "Tit": ["Jay", "Wren", "House Wren"]}
-
-odd = st.text() | st.sampled_from(["", "\n", "a\r\nb", "\u2028", "< image >", "鸟 \0 🐦", "[", '"', "<|im_end|>"])
-text = odd.map(lambda t: t.replace("<image>", "<imag>"))  # a mark is no text
-
-
-@st.composite
-def chat_rows(draw):
-    """Our rows with one to three images anywhere in the question, with and without a system prompt."""
-    pieces = draw(st.lists(text, min_size=2, max_size=4))
-    row = chat_row(draw(st.integers(0, 9)), draw(text), "", draw(text), "")
-    row["messages"][0]["content"] = "<image>".join(pieces)
-    row["images"] = [f"images/{i} ä.png" for i in range(len(pieces) - 1)]
-    return row | draw(st.fixed_dictionaries({}, optional={"system": text, "note": text | st.none() | st.lists(text)}))
-
-
-@each_form
-@settings(max_examples=100, deadline=None)
-@given(row=chat_rows())
-def test_a_row_comes_back_whole(form, row):
-    before, made = json.dumps(row), to_chat(row, form)
-    assert from_chat(made, form) == row and to_chat(from_chat(made, form), form) == made
-    assert json.dumps(row) == before  # neither way touches its input
-
-
-def row(**more):
-    return chat_row(3, "Wren", "Who is this?", "<think>small</think>", "images/a.jpg") | {"system": "Think."} | more
-
-
-def test_each_form_is_as_its_users_document_it():
-    rest = {"images": ["images/a.jpg"], "image_index": 3, "label": "Wren"}
-    asked, answer = "<image>Who is this?", "<think>small</think>"
-    assert to_llama_factory(row()) == to_chat(row(), "llama_factory") == rest | {"messages": [
-        {"role": "system", "content": "Think."}, {"role": "user", "content": asked},
-        {"role": "assistant", "content": answer},
-    ]}  # fmt: skip
-    turns = [("system", "Think."), ("human", asked), ("gpt", answer)]
-    assert to_chat(row(), "sharegpt") == rest | {"conversations": [{"from": who, "value": text} for who, text in turns]}
-    assert to_chat(row(), "trl") == rest | {
-        "prompt": [{"role": "system", "content": [{"type": "text", "text": "Think."}]},
-                   {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who is this?"}]}],
-        "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
-    }  # fmt: skip
-
-
-LLAMA, SHARE, TRL = (to_chat(row(), form) for form in FORMS)
+ROW = chat_row(3, "Wren", "Who is this?", "<think>small</think>", "images/a.jpg") | {"system": "Think."}
+LLAMA = to_llama_factory(ROW)
 SYSTEM, ASKED, ANSWER = LLAMA["messages"]
 
 
-@pytest.mark.parametrize(("convert", "form", "broken", "message"), [
-    (from_chat, "llama_factory", LLAMA | {"messages": [SYSTEM, ASKED, ANSWER, ASKED]}, "'assistant', 'user'"),
-    (from_chat, "llama_factory", LLAMA | {"system": "Two."}, "after a system prompt or none"),
-    (from_chat, "llama_factory", LLAMA | {"messages": [ASKED, ANSWER | {"weight": 0}]}, "'weight': 0"),
-    (from_chat, "llama_factory", LLAMA | {"messages": [ASKED | {"content": "Who?"}, ANSWER]}, "once for each image"),
-    (from_chat, "llama_factory", LLAMA | {"messages": [ASKED, ANSWER | {"content": "<image>"}]}, "nowhere else"),
-    (from_chat, "sharegpt", SHARE | {"conversations": SHARE["conversations"][:2]}, "'system', 'human'"),
-    (to_chat, "sharegpt", row(conversations=[]), "own key .*conversations.* would be lost"),
-    (to_chat, "trl", row(prompt="x"), "own key .*prompt.* would be lost"),
+def test_a_row_is_as_llama_factory_documents_it_and_comes_back_whole():
+    turns = [("system", "Think."), ("user", "<image>Who is this?"), ("assistant", "<think>small</think>")]
+    assert LLAMA == {"images": ["images/a.jpg"], "image_index": 3, "label": "Wren"} | {
+        "messages": [{"role": who, "content": text} for who, text in turns]
+    }
+    assert [from_llama_factory(made) for made in Dataset.from_list([LLAMA, LLAMA])] == [ROW] * 2
+    two = chat_row(0, "鸟 \0", "a\r\n<image>\u2028 < image >", "", "") | {"images": ["a ä.png", "b"], "note": [None]}
+    for row in (ROW | {"system": ""}, two):
+        before, made = json.dumps(row), to_llama_factory(row)
+        assert from_llama_factory(made) == row and to_llama_factory(from_llama_factory(made)) == made
+        assert json.dumps(row) == before  # the way there does not touch it
+
+
+@pytest.mark.parametrize(("broken", "message"), [
+    ({"messages": [SYSTEM, ASKED, ANSWER, ASKED]}, "'assistant', 'user'"), ({"messages": [SYSTEM, ASKED]}, "'user'."),
+    ({"system": "Two."}, "after a system prompt or none"), ({"messages": [ASKED, ANSWER | {"weight": 0}]}, "'weight'"),
+    ({"messages": [ASKED | {"content": "Who?"}, ANSWER]}, "once for each image"),
+    ({"messages": [ASKED, ANSWER | {"content": "<image>"}]}, "nowhere else"),
 ])  # fmt: skip
-def test_what_would_be_lost_is_refused(convert, form, broken, message):
+def test_what_would_be_lost_is_refused(broken, message):
     with pytest.raises(ValueError, match=message):
-        convert(broken, form)
-
-
-def test_files_of_rows(tmp_path):
-    path, rows = tmp_path / "rows.json", [LLAMA | {"note": "Häher\u2028"}]
-    write_rows(path, rows)
-    text = path.read_text(encoding="utf-8")
-    assert json.loads(text) == rows and "Häher" in text  # for people to read
-    with pytest.raises(TypeError):
-        write_rows(path, [LLAMA, {"images": [Picture.new("RGB", (1, 1))]}])
-    assert path.read_text(encoding="utf-8") == text
+        from_llama_factory(LLAMA | broken)
 
 
 def chats(folder, systems=("Think.", "Think.")):
@@ -164,30 +116,6 @@ def test_dataset_info_keeps_what_others_entered(tmp_path):
     assert turns[0][tags["content_tag"]] == "Think." and LLAMA[entry["columns"]["images"]] == ["images/a.jpg"]
 
 
-@each_form
-def test_each_form_goes_through_a_data_set(form):
-    rows = [row(), row(label="Tit")]
-    assert [from_chat(r, form) for r in Dataset.from_list([to_chat(r, form) for r in rows])] == rows
-
-
-def test_trl_reads_our_row_as_our_own_prompt(tmp_path):
-    data_utils = pytest.importorskip("trl.data_utils")
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-
-    processor = load_base(get_profile("cpu")).processor
-    Picture.new("RGB", (112, 112)).save(tmp_path / "a.png")
-    made = to_chat(chat_row(3, "Wren", "Who is this?", "<think>small</think>", str(tmp_path / "a.png")), "trl")
-    told = data_utils.maybe_apply_chat_template(made, processor)
-    ours = processor.apply_chat_template(messages("Who is this?"), tokenize=False, add_generation_prompt=True)
-    assert told["prompt"] == ours and IMAGE_PAD in ours
-
-    data = Dataset.from_list([made]).cast_column("images", List(Image()))
-    batch = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)([data[0]])
-    ids, learnt = batch["input_ids"][0], batch["labels"][0] >= 0
-    assert processor.tokenizer.decode(ids[~learnt]) == ours.replace(IMAGE_PAD, IMAGE_PAD * 16)
-    assert processor.tokenizer.decode(ids[learnt]).strip() == "<think>small</think><|im_end|>"
-
-
 def birds(folder=None):
     pictures = [Picture.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(3)]
     for i, picture in enumerate(pictures if folder else ()):
@@ -205,7 +133,6 @@ def test_closed_world_is_written_as_released(tmp_path):
     assert [r["ground_truth"] for r in made.rows] == ["Wren", "Tit", "Wren"]
     assert all(r["options"][0] == r["ground_truth"] and r["question"] == "Who?" for r in made.rows)
     assert {frozenset(r["options"]) for r in made.rows} == {frozenset(["Wren", "House Wren", "Tit", "Jay"])}
-    assert made.containing == [0, 2]  # "House Wren" holds "Wren"
     for i, r in enumerate(made.rows):
         assert Picture.open(tmp_path / r["image_path"]).getpixel((0, 0)) == (40 * i, 0, 0)
 
@@ -236,16 +163,6 @@ def test_questions_without_four_options_are_refused(tmp_path):
         write_jsonl(tmp_path / "q.jsonl", [good, good | change])
         with pytest.raises(ValueError, match="q.jsonl, line 2: .* 3 other names are needed"):
             read_closed_world(tmp_path / "q.jsonl")
-
-
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released files are not here")
-@pytest.mark.parametrize("name", ["car_seen", "flower_unseen", "pet_seen", "pet_unseen"])
-def test_the_released_questions(name):
-    path = RELEASED / f"closed_world_{name}_200.jsonl"
-    made = read_closed_world(path)
-    assert len(made.rows) == 200 and made.containing == [140] * (name == "flower_unseen")  # "tree mallow", "mallow"
-    assert all(r["options"][0] == r["ground_truth"] for r in made.rows)
-    assert made.rows == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")

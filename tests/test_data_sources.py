@@ -19,7 +19,7 @@ from PIL import Image
 from finer1_lite import images
 from finer1_lite.data.names import clean_name, clean_names
 from finer1_lite.data.sources import Entry, counts, folder_entries, hub_images, load_images, table_entries
-from finer1_lite.data.splits import few_shot, released_classes
+from finer1_lite.data.splits import few_shot
 from finer1_lite.images import as_rgb, read_image
 
 
@@ -78,21 +78,24 @@ def test_two_names_that_become_one_are_named():
                            (["__"], "'__' has no letter or digit once cleaned")]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             clean_names(names)
-    two_systems = [unicodedata.normalize("NFD", "Éider"), "Éider"]
-    assert set(clean_names(two_systems).values()) == {"Éider"}
+    assert set(clean_names([unicodedata.normalize("NFD", "Éider"), "Éider"]).values()) == {"Éider"}  # two systems
 
 
-def test_folder_of_classes(tmp_path):
+def test_folder_of_classes_and_what_is_passed_over(tmp_path, capsys):
     world(tmp_path, n=2)
-    for folder in (".git", "__MACOSX/wren"):
+    for folder in (".git", "__MACOSX/wren", "empty"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("wren/.hidden.png", "wren/notes.txt", "guide.csv"):
+    for file in ("wren/.hidden.png", "wren/a.cr2", "wren/b.CR2", "finch/notes", "own.jpg", "guide.csv"):
         (tmp_path / file).touch()
     picture(tmp_path / "wren" / "2024" / "deep.JPG")
-    made = folder_entries(tmp_path)
-    assert [(e.label, e.path.name) for e in made] == [
-        ("finch", "0.png"), ("finch", "1.png"), ("wren", "0.png"), ("wren", "1.png"), ("wren", "deep.JPG")]
-    assert {e.split for e in made} == {None}
+    assert [(e.label, e.path.name, e.split) for e in folder_entries(tmp_path)] == [
+        ("finch", "0.png", None), ("finch", "1.png", None),
+        ("wren", "0.png", None), ("wren", "1.png", None), ("wren", "deep.JPG", None),
+    ]  # fmt: skip
+    assert capsys.readouterr().out.split("\n  ")[1:] == [
+        "without a picture: empty", "files passed over: 2 .cr2, 1 without ending, 1 beside the class folders",
+        "folders inside a class are part of it: wren/2024\n",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("files, entries, told", [
@@ -104,6 +107,7 @@ def test_folder_of_classes(tmp_path):
      [("737", "Boeing", "train"), ("A310", "Airbus", "val"), ("737", "Boeing", "val")], "'ValSet' is taken for val"),
     (["A310/train", "A310/test", "F16/test"],
      [("A310", None, "test"), ("A310", None, "train"), ("F16", None, "test")], ""),
+    (["train/wren", "Validation/wren", "test/wren"], [("wren", None, part) for part in ("val", "test", "train")], ""),
     (["images/tit", "images/wren"], [("tit", None, None), ("wren", None, None)], "images/tit is 'tit'"),
     (["tit/2023", "tit/2024", "wren/2024"], [("tit", None, None)] * 2 + [("wren", None, None)],
      "folders inside a class are part of it: tit/2023"),
@@ -122,34 +126,16 @@ def test_nested_folders_and_what_was_decided(tmp_path, capsys, files, entries, t
     assert told in out and bool(told) == bool(out)
 
 
-def test_what_is_passed_over_is_said(tmp_path, capsys):
-    (world(tmp_path) / "empty").mkdir()
-    for name in ("wren/a.cr2", "wren/b.CR2", "finch/notes", "own.jpg"):
-        (tmp_path / name).touch()
-    assert {e.label for e in folder_entries(tmp_path)} == {"wren", "finch"}
-    assert capsys.readouterr().out.split("\n  ")[1:] == [
-        "without a picture: empty", "files passed over: 2 .cr2, 1 without ending, 1 beside the class folders\n"]
-
-
-def test_folder_with_splits(tmp_path):
-    for part in ("train", "Validation", "test"):
-        world(tmp_path / part, n=1)
-    found = [(e.split, e.label) for e in folder_entries(tmp_path)]
-    assert found == [(split, name) for split in ("val", "test", "train") for name in ("finch", "wren")]
-    world(tmp_path, ("robin",))
-    with pytest.raises(ValueError, match="are they splits or classes"):
-        folder_entries(tmp_path)
-
-
 def test_folders_that_are_none(tmp_path):
     (tmp_path / "no" / "classes").mkdir(parents=True)
     picture(tmp_path / "no" / "classes" / "a.jpg")
     world(tmp_path / "parts" / "train")
     picture(tmp_path / "parts" / "test" / "a.jpg")  # would be lost, or a class "test"
     (tmp_path / "empty" / "wren").mkdir(parents=True)
+    world(tmp_path / "mixed", ("train/wren", "robin"))
     for name, error, message in [
         ("nowhere", FileNotFoundError, "nowhere"), ("no/classes", ValueError, "no class folders: put each"),
-        ("parts", ValueError, "parts/test has no class folders"),
+        ("parts", ValueError, "parts/test has no class folders"), ("mixed", ValueError, "are they splits or classes"),
         ("empty", ValueError, "empty has no class folders: .*; without a picture: wren"),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
@@ -397,8 +383,3 @@ def test_most_pictures_of_all_classes():
     assert set(made["test"]["label"]) == {"big", "nine", "two", "one"}
     data = rows({"a": 9, "b": 9}, source=(["train"] * 6 + ["test"] * 3) * 2)
     assert from_parts(data, few_shot(data, None, seen_fraction=1.0))["train"] == {c: {"train": 6} for c in "ab"}
-
-
-def test_released_lists(tmp_path):
-    (tmp_path / "seen.jsonl").write_text("".join(f'{{"ground_truth": "{name}"}}\n' for name in "bab"))
-    assert released_classes(tmp_path / "seen.jsonl") == ["a", "b"]

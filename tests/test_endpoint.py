@@ -139,7 +139,7 @@ def test_each_ask_is_a_new_draw_and_a_new_endpoint_replays_them(teacher):
     again = teacher("draws")
     assert (again([(0, "a"), (0, "a"), (0, "b")]), again([(0, "a")])) == texts and not again.usage
     lines = first.store.path.read_text().splitlines(keepends=True)
-    first.store.path.write_text("".join(lines[:1] + lines[2:]))  # an answer that somebody deleted is asked again
+    first.store.path.write_text("".join(lines[:1] + lines[2:]) + '{"key": "0a')  # one is deleted, one half written
     assert teacher("draws")([(0, "a"), (0, "a"), (0, "b")]) == ["a #1", "a #4", "b #1"]
 
 
@@ -154,32 +154,9 @@ def test_other_settings_pictures_or_models_are_asked_anew(teacher):
     assert teacher("settings 2")([(0, "a")]) == ["a #1"]
 
 
-CHILD = """
-import sys
-from PIL import Image
-from finer1_lite.teachers.endpoint import Endpoint
-assert "torch" not in sys.modules  # a teacher elsewhere needs no model here
-endpoint = Endpoint("killed", [Image.new("RGB", (20, 10), "red")], sys.argv[2], sys.argv[1], concurrency=2)
-endpoint([(0, f"wait 0.1 {i}") for i in range(30)])
-"""
-
-
-def test_a_killed_run_goes_on_without_asking_again(bad, teacher, tmp_path):
-    store = tmp_path / "answers.jsonl"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, bad, str(store)], stderr=subprocess.DEVNULL)
-    while not store.exists() or store.read_bytes().count(b"\n") < 6:
-        assert child.poll() is None
-        time.sleep(0.02)
-    child.kill()  # SIGKILL
-    child.wait()
-    store.write_bytes(store.read_bytes() + b'{"key": "0a1b", "te')  # and it was about to write
-    before, endpoint = len(requests("killed")), teacher("killed", concurrency=4)
-    safe = [row["text"] for row in endpoint.store.rows]
-    assert 6 <= len(safe) <= before < 30
-    texts = endpoint([(0, f"wait 0.1 {i}") for i in range(30)])
-    assert [text.split(" #")[0] for text in texts] == [f"wait 0.1 {i}" for i in range(30)] and set(safe) <= set(texts)
-    assert len(requests("killed")) - before == 30 - len(safe) == endpoint.usage["requests"]
-    assert len({json.loads(line)["key"] for line in store.read_text().splitlines()}) == 30
+def test_a_teacher_elsewhere_needs_no_model_here():
+    code = "import sys, finer1_lite.teachers.endpoint; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("trouble", ["slow", "503", "cut", "429"])
@@ -241,13 +218,6 @@ def test_ctrl_c_comes_back_at_once(teacher):
     assert time.time() - start < 3 and [row["prompt"] for row in endpoint.store.rows] == ["wait 0 c"]
 
 
-def test_a_key_is_not_stored_where_an_answer_quotes_it_and_not_sent_in_the_clear_unsaid(teacher):
-    endpoint = teacher("fine")
-    assert endpoint([(0, f"say {SECRET}")]) == ["say *** #1"]
-    with pytest.warns(RuntimeWarning, match="the key goes to example.org unencrypted; use https"):
-        teacher("any", base_url="http://example.org/v1")
-
-
 def test_a_failed_call_can_be_made_again(teacher):
     with pytest.raises(EndpointError, match="no connection to the server.*is it running"):
         teacher("any", base_url="http://127.0.0.1:9/v1", max_retries=0)([(0, "a")])
@@ -271,9 +241,12 @@ def test_the_key_is_nowhere_and_only_local_servers_need_none(teacher, tmp_path):
     endpoint([(0, "a")])
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert SECRET.encode() not in files and SECRET not in repr(endpoint) and b'"prompt": "a"' in files
+    assert endpoint([(0, f"say {SECRET}")]) == ["say *** #1"]  # an answer may quote it
     assert teacher("keyless", key_variable="UNSET")([(0, "a")]) == ["a #1"]
     with pytest.raises(ValueError, match="environment variable UNSET holds no key"):
         teacher("any", key_variable="UNSET", base_url="https://example.org/v1")
+    with pytest.warns(RuntimeWarning, match="the key goes to example.org unencrypted; use https"):
+        teacher("any", base_url="http://example.org/v1")
 
 
 @pytest.mark.slow

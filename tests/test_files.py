@@ -1,9 +1,9 @@
 """Files are whole or not there, rows come back with their line numbers, and a store of answers survives a kill."""
 
 import csv
-import json
 import multiprocessing
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -76,12 +76,15 @@ def append_many(path: Path, who: int) -> None:
         store.append({"who": who, "n": n})
 
 
-def test_processes_may_write_to_one_store(tmp_path):
+def test_processes_may_write_to_one_store_and_be_killed(tmp_path):
     path = tmp_path / "a.jsonl"
-    writers = [SERVER.Process(target=append_many, args=(path, who)) for who in range(3)]
+    writers = [SERVER.Process(target=append_many, args=(path, who)) for who in range(4)]
     for process in writers:
         process.start()
+    while not path.exists() or b'"who": 3' not in path.read_bytes():
+        time.sleep(0.001)
+    writers[3].kill()  # SIGKILL
     for process in writers:
         process.join()
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all([r["n"] for r in rows if r["who"] == who] == list(range(40)) for who in range(3)) and len(rows) == 120
+    said = {who: [row["n"] for row in JsonLines(path).rows if row["who"] == who] for who in range(4)}
+    assert all(said[who] == list(range(40)) for who in range(3)) and said[3] == list(range(len(said[3]))) != []

@@ -230,7 +230,7 @@ def test_kl_weight_of_wrong_rollouts():
 
 @pytest.mark.parametrize("how, value, larger, items", [  # `larger`: the value with a larger step's num_items
     ("token", 26 / 6, 26 / 13, 13), ("micro_batch", 26 / 6, 26 / 12, 2), ("sequence", (2 + 10 + 5) / 3, 1.0, 17),
-    ("constant", 26 / (3 * 8), 26 / (8 * 13), 13),
+    ("constant", 26 / (3 * 8), 26 / (8 * 13), 13), ("question", 26 / 6, 26 / 12, 2),
 ])
 def test_aggregate_by_hand(how, value, larger, items):
     close(L.aggregate(X, MASK, how, constant_length=8), value, 1e-12)
@@ -238,22 +238,24 @@ def test_aggregate_by_hand(how, value, larger, items):
     assert L.aggregate(X, torch.zeros_like(MASK), how, constant_length=8).item() == 0  # of nothing: zero
 
 
-def test_micro_batch_mean_depends_on_the_cut_and_no_other_does():
+def test_the_mean_of_a_question_and_then_over_questions():
+    """Eq. 4: the first row is a question, the other two are another, whose tokens weigh less."""
+    tokens = torch.tensor([int(MASK[0].sum()), *2 * [int(MASK[1:].sum())]])
+    value = (2 + 20 / 3) / 2
+    assert L.count_items(torch.ones(6, 4), "question", 3) == 2
+    close(L.aggregate(X, MASK, "question", question_tokens=tokens), value)
+    parts = [(X[i : i + 1], MASK[i : i + 1], tokens[i : i + 1]) for i in range(3)]  # also where a question is cut
+    close(sum(L.aggregate(x, m, "question", 2, question_tokens=t) for x, m, t in parts), value)
+
+
+def test_micro_batch_mean_depends_on_the_cut():  # that no other does: test_losses_properties.py
     assert [L.count_items(MASK, how) for how in ("token", "sequence", "constant")] == [6, 3, 3]
     assert [L.count_items(MASK, "micro_batch", size) for size in (1, 2, 3, 4)] == [3, 2, 1, 1]
     close(L.aggregate(X, MASK * torch.tensor([[1], [0], [1]]), "sequence"), (2 + 0 + 5) / 3)  # an empty row counts
 
-    def cut(how, sizes, **more):
-        count = len(sizes) if how == "micro_batch" else L.count_items(MASK, how)
+    for sizes, value in (([1, 2], (2 + 20 / 3) / 2), ([2, 1], (4 + 5) / 2)):
         parts = zip(X.split(sizes), MASK.split(sizes))
-        return sum(L.aggregate(x, m, how, num_items=count, **more) for x, m in parts).item()
-
-    close(cut("micro_batch", [1, 2]), (2 + 20 / 3) / 2)
-    close(cut("micro_batch", [2, 1]), (4 + 5) / 2)
-    for how in ("token", "sequence", "constant"):
-        more = {"constant_length": 3} if how == "constant" else {}
-        whole = L.aggregate(X, MASK, how, **more).item()
-        assert all(abs(cut(how, sizes, **more) - whole) < 1e-12 for sizes in ([1, 2], [2, 1], [1, 1, 1]))
+        close(sum(L.aggregate(x, m, "micro_batch", num_items=2) for x, m in parts), value)
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
@@ -306,7 +308,7 @@ def slow_loss(batch, c):
             row.append(-objective)
         rows.append(row)
     tokens = [x for row in rows for x in row]
-    if c.aggregation in ("token", "micro_batch"):
+    if c.aggregation in ("question", "token", "micro_batch"):  # all rows are of one question
         return sum(tokens) / len(tokens)
     if c.aggregation == "sequence":
         return sum(sum(row) / len(row) for row in rows) / len(rows)

@@ -29,12 +29,12 @@ def batches(draw):
     rows = groups * size
     random = {n: -3 * torch.rand(rows, tokens, generator=g, dtype=F64) for n in ("now", "old", "neg")}
     rewards = torch.randint(0, 2, (rows,), generator=g).to(F64)
-    lengths = torch.randint(1, tokens + 1, (rows, 1), generator=g)
+    mask = (torch.arange(tokens) < torch.randint(1, tokens + 1, (rows, 1), generator=g)).long()
     return {
         "per_token_logps": random["now"].requires_grad_(), "old_per_token_logps": random["old"],
         "negative_per_token_logps": random["neg"].requires_grad_(),
         "advantages": L.group_advantages(rewards, size), "correct": rewards > 0.5,
-        "completion_mask": (torch.arange(tokens) < lengths).long(),
+        "completion_mask": mask, "question_tokens": mask.view(groups, -1).sum(1).repeat_interleave(size),
     }
 
 
@@ -55,7 +55,10 @@ def same(a, b):
 def test_the_cut_into_micro_batches_does_not_matter(batch, config, data):
     rows = batch["advantages"].numel()
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1), max_size=4)))
-    items = L.count_items(batch["completion_mask"], config.aggregation)
+    mask, questions = batch["completion_mask"], batch["question_tokens"]
+    items = L.count_items(mask, config.aggregation, 1)
+    if config.aggregation == "question":
+        items = round(float((mask.sum(1) / questions).sum()))
     whole, total, sums = evaluate(batch, config), 0.0, {}
     for start, end in zip([0, *cuts], [*cuts, rows]):
         part, metrics = L.tapo_loss(**{n: v[start:end] for n, v in batch.items()}, config=config, num_items=items)

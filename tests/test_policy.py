@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ from finer1_lite.birds.render import draw
 from finer1_lite.config import ASSETS, get_profile
 from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy import lora as lora_module
-from finer1_lite.policy.inputs import IGNORE, VisionCache, answer_ids, model_inputs, pad, prompt_ids, training_batch
+from finer1_lite.policy.inputs import (
+    IGNORE, VisionCache, answer_ids, base_model, model_inputs, pad, prompt_ids, training_batch,
+)  # fmt: skip
 from finer1_lite.policy.load import LORA_TARGETS, load_base, load_policy, load_processor, suit_the_card
 from finer1_lite.policy.lora import add_products, decoding
 from finer1_lite.policy.rollout import forbidden_ids, rollout, sample_tokens
@@ -32,8 +35,6 @@ from finer1_lite.policy.scoring import completion_logps
 from finer1_lite.prompts import ANSWER_INSTRUCTION, QUESTIONS, messages
 
 ASK = ["Describe the bird.", f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", "What colour is the beak?", "Describe the bird."]
-
-
 FAMILIES = [None, "Qwen3-VL"]  # None: the birds' Qwen2.5-VL
 
 
@@ -242,20 +243,16 @@ def test_adapters_that_are_more_than_two_matrices_are_refused(policy, tmp_path, 
 @pytest.mark.parametrize("card, grouped", [((7, 5), False), ((8, 9), True)])
 def test_a_card_has_its_settings(monkeypatch, card, grouped):
     """No attention of cuDNN, no sums in fp16; only cards without flash attention pack heads themselves."""
-    cuda = torch.backends.cuda
-    key, before = torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa
-    switches = cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction
+    cuda, key, before, asked = torch.backends.cuda, torch.zeros(1, 2, 3, 128), sdpa_attention.use_gqa_in_sdpa, []
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", before)  # put back at the end
+    monkeypatch.setattr(cuda, "matmul", SimpleNamespace(allow_fp16_reduced_precision_reduction=True))
+    monkeypatch.setattr(cuda, "enable_cudnn_sdp", asked.append)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
-    try:
-        suit_the_card("cpu")
-        assert (cuda.cudnn_sdp_enabled(), cuda.matmul.allow_fp16_reduced_precision_reduction) == switches
-        suit_the_card("cuda")
-        assert not cuda.cudnn_sdp_enabled() and not cuda.matmul.allow_fp16_reduced_precision_reduction
-        assert before(None, key, key) and sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
-    finally:
-        cuda.enable_cudnn_sdp(switches[0])
-        cuda.matmul.allow_fp16_reduced_precision_reduction = switches[1]
+    suit_the_card("cpu")
+    assert asked == [] and cuda.matmul.allow_fp16_reduced_precision_reduction
+    suit_the_card("cuda")
+    assert asked == [False] and not cuda.matmul.allow_fp16_reduced_precision_reduction
+    assert before(None, key, key) and sdpa_attention.use_gqa_in_sdpa(None, key, key) == grouped
 
 
 @pytest.mark.parametrize("policy", FAMILIES, indirect=True)
@@ -359,6 +356,20 @@ def test_the_same_seed_samples_the_same_and_nothing_follows_an_end_token(policy,
         n = int(mask.sum())
         assert mask[:n].all() and not mask[n:].any()
         assert eos not in ids[: n - 1] and (ids[n - 1] == eos or n == 25)
+    assert made.ended == [bool((ids == eos).any()) for ids in made.completion_ids]
+
+
+def test_every_end_token_of_the_generation_config_ends_an_answer(policy, prompts, monkeypatch):
+    """Qwen2.5-VL's file names two; here a word that each greedy answer holds is made the second."""
+    plain = rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=25)
+    own, second = policy.processor.tokenizer.eos_token_id, int(plain.completion_ids[0, 3])
+    assert rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=2).ended == [False]
+    monkeypatch.setattr(base_model(policy.model).generation_config, "eos_token_id", [own, second])
+    made = rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=25)
+    longer = rollout(policy, prompts[:1], 1, None, temperature=0, max_new_tokens=25, min_new_tokens=9)
+    first = plain.completion_ids[0].tolist().index(second) + 1
+    assert made.completion_ids[0].tolist() == plain.completion_ids[0, :first].tolist() and made.ended == [True]
+    assert len(longer.completion_ids[0]) > 9 and second not in longer.completion_ids[0, :9]
 
 
 def test_a_rollout_that_does_not_fit_is_sampled_again_in_halves(policy, prompts):

@@ -35,8 +35,6 @@ def test_rules_differ_where_they_should(protocols, text, label, right):
 def test_keys_of_cars_collide():
     labels = ["Audi S4 Sedan 2012", "Audi S4 Sedan 2007", "Audi S5 Coupe 2012", "Jeep Compass SUV 2012"]
     assert {P.inclusion_key(label, "car") for label in labels} == {"audi s4", "audi s5", "jeep compass"}
-    assert P.key_collisions(labels, "car") == {"audi s4": ["Audi S4 Sedan 2007", "Audi S4 Sedan 2012"]}
-    assert P.key_collisions([*labels, *labels], "bird") == {}  # whole labels; a repeated one is the same
     with pytest.raises(ValueError, match="'Fiat 500'"):
         P.inclusion_key("Fiat 500", "car")
 
@@ -70,24 +68,23 @@ def test_released_similarity_falls_back_and_knows_no_dogs():
     assert "object" in asked and "dog" not in asked
 
 
-def test_the_frame_has_every_rule_with_its_reason():
+def test_the_frame_has_every_rule():
     pairs = [("a", "<answer> a wren </answer>"), ("a", "<answer> b wren </answer>"), ("b", "<think> b wren")] * 4
     said = [judge(i, f"{c} wren", i < 6, text) for i, (c, text) in enumerate(pairs)]
     frame = P.protocol_frame({"open": said, "closed": said, "official": said}, encode=encode, draws=100)
-    assert list(frame.columns) == ["protocol", "rule", "split", "accuracy", "low", "high", "n", "why"]
+    assert list(frame.columns) == ["protocol", "rule", "split", "accuracy", "low", "high", "n"]
     rules = {protocol: list(part.rule.unique()) for protocol, part in frame.groupby("protocol")}
-    assert rules == {protocol: list(whys) for protocol, whys in P.RULES.items()}
+    assert rules == {protocol: list(own) for protocol, own in P.RULES.items()}
     value = frame.set_index(["protocol", "rule", "split"]).accuracy
     assert value["open, inclusion", "as released", "seen"] == pytest.approx(2 / 3)
     assert value["open, inclusion", "answer only", "unseen"] == pytest.approx(1 / 3)
     assert value["closed, shuffled", "with fall-back", "seen"] == pytest.approx(2 / 3)
     assert set(frame.n) == {6} and (frame.low <= frame.accuracy).all() and (frame.accuracy <= frame.high).all()
-    assert frame.why.map(len).min() > 20
 
 
 def test_options_are_shuffled_and_asked_in_their_order():
     row = {"image_path": "a.jpg", "question": "Who?", "options": list("abcd"), "ground_truth": "a"}
-    official = ClosedWorld([row] * 200, [])
+    official = ClosedWorld([row] * 200)
     mixed = P.shuffled(official, 0)
     first_is_right = np.mean([r["options"][0] == "a" for r in mixed.rows])
     assert official.rows[0]["options"] == list("abcd") and 0.15 < first_is_right < 0.35

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from finer1_lite.config import RESULTS
 from finer1_lite.cot.chains import ChainError
 from studies.released_chains import parse_released, same_class, speaks_of, table
 
 RELEASED = Path(__file__).parents[1].parent / "shared" / "data" / "stage1_chains_202.json"
-RESULT = Path(__file__).parents[1] / "studies" / "results" / "released_chains.txt"
+RESULT = RESULTS / "released_chains.txt"
 NAMES = ["Sage Thrasher", "Brown Thrasher", "Wren (Troglodytes)"]
 ITEMS = "1. Sage Thrasher\n2. Brown Thrasher: redder\n   - a long tail\n3. Wren (Troglodytes) - small\n"
 PLAIN = (

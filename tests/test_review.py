@@ -1,9 +1,7 @@
-"""A person's review of chains: decisions in their file, two reviewers compared, and the panel by its buttons."""
+"""A person's review of chains: decisions in their file, and the panel by its buttons."""
 
 import copy
 import json
-import multiprocessing
-import os
 from io import BytesIO
 
 import pytest
@@ -13,7 +11,7 @@ from finer1_lite.cot.chains import (
     FORMAT, HINTED, LEAK, NOT_LABEL, Chain, ChainError, chat_row, load_chains, question_and_completion, save_chains,
     to_completion,
 )  # fmt: skip
-from finer1_lite.cot.review import UNDECIDED, Review, ReviewDesk, agreement, row_id
+from finer1_lite.cot.review import UNDECIDED, Review, ReviewDesk, row_id
 
 LABELS = ("tarn", "wick", "großer Würger", "rell", "fenn")
 
@@ -77,23 +75,10 @@ def test_two_people_or_two_kernels_on_one_file(review, path):
     assert review.undo() == 0  # it reads what the other kernel took back
 
 
-def test_a_kill_loses_nothing_and_half_a_line_is_dropped(review, path):
-    def decide_until_killed():
-        review.decide(0, "accept")
-        review.decide(1, "reject")
-        os.kill(os.getpid(), 9)
-
-    child = multiprocessing.get_context("fork").Process(target=decide_until_killed)
-    child.start()
-    child.join(60)
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole.splitlines()[0][:-20])
-    again = Review(make_rows(), path, "ada")
-    assert states(again)[:3] == ["accept", "reject", UNDECIDED]
-    again.decide(2, "accept")
-    assert path.read_bytes().startswith(whole) and len(lines(path)) == 3
-    path.write_bytes(whole + b'{"row": "a"}\n')
-    with pytest.raises(ValueError, match="ada.jsonl, line 3"):
+def test_a_broken_line_is_named(review, path):
+    review.decide(0, "accept")
+    path.write_bytes(path.read_bytes() + b'{"row": "a"}\n')
+    with pytest.raises(ValueError, match="ada.jsonl, line 2"):
         Review(make_rows(), path, "ada")
 
 
@@ -130,26 +115,6 @@ def test_accepted_rows_are_what_is_trained_on(review, tmp_path):
     assert rows[1] | {"messages": before[2]["messages"]} == before[2] and review.rows == before
     save_chains(tmp_path / "reviewed.jsonl", rows)
     assert load_chains(tmp_path / "reviewed.jsonl") == rows
-
-
-def decided(path, name, what):
-    """A review: a letter for each row, a(ccept), r(eject), or else an edit that sees just that; "-" for none, last."""
-    rows = [chat_row(i, "tarn", "Which bird?", completion("tarn"), f"{i}.png") for i in range(10)]
-    review, plain = Review(rows, path, name), {"a": ("accept",), "r": ("reject",)}
-    for index, letter in enumerate(what.rstrip("-")):
-        review.decide(index, *plain.get(letter, ("edit", completion("tarn", f"{letter}."))))
-    return review
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_agreement_by_hand(tmp_path, shared):
-    ada = decided(tmp_path / "ada.jsonl", "ada", "aaaaaaxxr-")
-    bob = decided(tmp_path / ("ada.jsonl" if shared else "bob.jsonl"), "bob", "aaaarryarr")
-    # both decided 9: the same on 4 a, 1 edit, 1 r; ada says a 6, edit 2, r 1; bob a 5, edit 1, r 3
-    chance = (6 * 5 + 2 * 1 + 1 * 3) / 81
-    assert agreement(Review(ada.rows, ada.log.path, "ada"), bob) == {
-        "both": 9, "same": 6 / 9, "kappa": pytest.approx((6 / 9 - chance) / (1 - chance)), "differ": [4, 5, 6, 7],
-    }  # fmt: skip
 
 
 @pytest.fixture

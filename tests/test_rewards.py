@@ -34,6 +34,18 @@ def test_format(text, score):
     assert R.format_reward(text) == score
 
 
+@pytest.mark.parametrize("text, thought, bare", [
+    (completion("Wren"), 1.0, 0.0), ("< think >a< / think >\n< answer >b</ answer > ", 1.0, 0.0),
+    ("<answer> Wren </answer>\n", 0.0, 1.0), ("<think>a</think><answer>b</answer> c </answer> b </answer>", 0.0, 0.0),
+    ("<think>a</think><answer>b</answer><answer>b</answer>", 0.0, 0.0), ("<answer>a</answer> done", 0.0, 0.0),
+    ("<think>a</think><think>b</think><answer>c</answer>", 0.0, 0.0), ("so <answer>a</answer>", 0.0, 0.0),
+    ("<answer><think>a</think></answer>", 0.0, 0.0), ("<think>a<answer>b</think></answer>", 0.0, 0.0), ("", 0.0, 0.0),
+    ("<think>a</think> well <answer>b</answer>", 0.0, 0.0), ("<answer>a</answer></think>", 0.0, 0.0),
+])
+def test_strict_format_has_each_part_once_and_nothing_more(text, thought, bare):
+    assert (R.strict_format(text), R.strict_format(text, think=False)) == (thought, bare)
+
+
 @pytest.mark.parametrize("text, answer", [
     (completion(" House  Finch "), "House  Finch"), ("< answer >a</ answer>", "a"), ("<answer>a\nb</answer>", "a\nb"),
     ("<answer>a</answer><answer>b</answer>", "a"), ("<answer></answer>", ""), ("<answer>a", None), ("a", None),
@@ -53,12 +65,16 @@ def test_accuracy_is_containment_in_the_answer(answer, label, score):
     assert R.accuracy_reward(answer, label) == 0.0  # outside of the tags
 
 
-@pytest.mark.parametrize("text, released, bare", [
-    (completion("a wren"), (1.0, 1.0, 1.0), (1.0, 0.0, 1.0)), (completion("Finch"), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)),
-    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (1.0, 1.0, 1.0)), ("Wren", (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
+@pytest.mark.parametrize("text, released, ending, bare", [
+    (completion("a wren"), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+    (completion("Finch"), (0.1, 1.0, 0.0), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)),
+    (completion("Wren") + " a </answer>", (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+    ("<answer> Wren</answer>", (0.9, 0.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ("<answer> Wren</answer> a", (0.9, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+    ("Wren", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
 ])
-def test_released_and_bare_reward(text, released, bare):
-    for reward, expected in ((R.released_reward, released), (R.bare_reward, bare)):
+def test_released_ending_and_bare_reward(text, released, ending, bare):
+    for reward, expected in ((R.released_reward, released), (R.ending_reward, ending), (R.bare_reward, bare)):
         assert reward(text, "Wren") == dict(zip(("overall", "format", "accuracy"), expected))
 
 
@@ -93,9 +109,10 @@ def test_rewards_take_as_long_as_the_text():
 def test_one_reading_of_an_answer(text, thought, answer):
     assert reading.read_answer(text) == (thought, answer)
     assert reading.tagged_answer(text) == (answer or "" if "nswer" in text.rpartition("</think>")[2] else "")
-    read, judged = read_row(text, "Wren"), judge(0, "Wren", True, text)
-    assert judged.answer == use.read_answer(Path(), text).answer == read.answer if answer else not judged.correct
-    assert R.loose_reward(text, "Wren")["accuracy"] == (reading.tagged_answer(text) == "Wren")
+    read, judged, named = read_row(text, "Wren"), judge(0, "Wren", True, text), use.read_answer(Path(), text)
+    assert judged.answer == read.answer == answer if answer else not judged.correct
+    assert (named.chain, named.answer) == (thought, answer) and (named.error is None) == (answer is not None)
+    assert R.loose_reward(text, "Wren")["accuracy"] == R.strict_format(text) * (reading.tagged_answer(text) == "Wren")
 
 
 @pytest.mark.parametrize("label, said", [
@@ -133,15 +150,12 @@ def test_no_two_classes_are_one_name(names):
         assert [name for name in names if reading.same_name(name, label)] == [label]
 
 
-def test_an_empty_name_is_in_no_answer():
-    assert R.loose_reward(completion("anything"), "...")["accuracy"] == 0
-
-
 def test_loose_reward():
     scores = R.loose_reward(completion("a black-footed albatross"), "Black footed Albatross")
     assert scores == {"overall": 1.0, "format": 1.0, "accuracy": 1.0}
     assert R.loose_reward(completion("Laysan Albatross"), "Black footed Albatross")["overall"] == pytest.approx(0.1)
     assert R.loose_reward("no tags", "Wren") == {"overall": 0.0, "format": 0.0, "accuracy": 0.0}
+    assert R.loose_reward(completion("anything"), "...")["accuracy"] == 0  # an empty name is in no answer
 
 
 @pytest.mark.parametrize("answer, named", [
@@ -175,6 +189,7 @@ def test_guarded_reward_closes_the_hack():
     ("Wren", "House Wren", 0.1 + 0.9 * 0.4, 0.0, 1.0),
 ])
 def test_look_alike_reward(answer, label, overall, accuracy, look_alike):
+    assert R.look_alike_reward(completion(answer) + " so", label, FAMILY)["overall"] == 0.0  # out of form
     scores = R.look_alike_reward(completion(answer), label, FAMILY, credit=0.4)
     assert scores.pop("overall") == pytest.approx(overall)
     assert scores == {"format": 1.0, "accuracy": accuracy, "look_alike": look_alike}

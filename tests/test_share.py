@@ -110,17 +110,13 @@ def test_the_card_of_the_3b_names_base_and_licence(merged, library, relation):
     assert (f'from_pretrained("{QWEN_3B}"' in card.text) != merged
 
 
-def test_the_card_of_another_base_claims_nothing():
-    other = Policy(None, None, replace(PROFILES["l4"], model_id="some/Other"))
-    card = ModelCard(model_card(other, "sft_answers", "birds"))
-    assert card.data.license == "unknown" and card.data.base_model == "some/Other"
+@pytest.mark.parametrize("model_id, licence", [
+    ("some/Other", "unknown"), *[(PROFILES[name].model_id, "apache-2.0") for name in ("l4_qwen3", "a100_7b")],
+])  # fmt: skip
+def test_the_card_of_another_base_allows_as_much_as_that_base_does(model_id, licence):
+    card = ModelCard(model_card(Policy(None, None, replace(PROFILES["l4"], model_id=model_id)), "sft_answers", "birds"))
+    assert card.data.license == licence and card.data.base_model == model_id and "Research License" not in card.text
     assert "<think>" not in card.text  # answers alone were trained, so no chain is asked for
-
-
-@pytest.mark.parametrize("name", ["l4_qwen3", "a100_7b"])
-def test_the_card_of_an_apache_base_allows_as_much(name):
-    card = ModelCard(model_card(Policy(None, None, PROFILES[name]), "tapo", "birds"))
-    assert card.data.license == "apache-2.0" and "Apache 2.0" in card.text and "Research License" not in card.text
 
 
 def test_a_qwen3_is_merged_and_loaded_by_the_class_on_the_card(tmp_path):
@@ -230,10 +226,9 @@ def found(policy, album):
 
 def test_every_picture_of_a_folder_gets_a_result_which_is_the_policys(found, album, texts):
     assert list(found) == list("abcdefg")
-    for c in found.values():
-        assert (c.answer is None) == bool(c.error) and (c.answer is None or c.chain.startswith("Analysis:"))
     errors = {name: c.error for name, c in found.items() if c.error}
-    assert list(errors) == list("def")
+    assert list(errors) == list("def") == [name for name, c in found.items() if c.answer is None]
+    assert all(found[name].chain.startswith("Analysis:") for name in "abc")
     assert "900 x 4" in errors["f"] and str(album) not in "".join(errors.values())
     for name, text in (("a", texts[0]), ("b", texts[1])):
         expected = read_answer(found[name].path, text)
@@ -273,15 +268,13 @@ def test_an_adapter_says_all_that_is_needed_to_use_it(policy, album, tmp_path, m
     assert [tuple(row) for row in rows[["file", "answer", "error"]].to_numpy()] == expected
 
 
-@pytest.mark.parametrize("base, message", [("some/Base", None), ("my_base", "give its folder as `model_id`")])
-def test_an_adapter_of_another_base_names_it(policy, tmp_path, base, message):
-    (replace(policy, profile=replace(policy.profile, model_id=base))).save(tmp_path)
-    if message is None:
-        assert profile_of(tmp_path).model_id == base
-    else:
-        with pytest.raises(ValueError, match=message):
-            profile_of(tmp_path)
-    assert profile_of(tmp_path, str(ASSETS)).model_id == str(ASSETS)
+def test_an_adapter_of_another_base_names_it(policy, tmp_path):
+    for base in ("some/Base", "my_base"):
+        replace(policy, profile=replace(policy.profile, model_id=base)).save(tmp_path / base)
+    assert profile_of(tmp_path / "some/Base").model_id == "some/Base"
+    with pytest.raises(ValueError, match="give its folder as `model_id`"):
+        profile_of(tmp_path / "my_base")
+    assert profile_of(tmp_path / "my_base", str(ASSETS)).model_id == str(ASSETS)
 
 
 def test_a_folder_without_pictures_is_an_error(policy, tmp_path):
@@ -290,18 +283,6 @@ def test_a_folder_without_pictures_is_an_error(policy, tmp_path):
         classify_folder(policy, tmp_path)
     with pytest.raises(NotADirectoryError):
         classify_folder(policy, tmp_path / "notes.txt")
-
-
-@pytest.mark.parametrize("text, answer, chain", [
-    ("<think>\nAnalysis: x.\n</think>\n<answer> tarn </answer>", "tarn", "Analysis: x."),
-    ("<answer> tarn </answer>", "tarn", ""),
-    ("<think>\nAnalysis: x.\n<answer> tarn </answer>", "tarn", "Analysis: x."),
-    ("<think>\nAnalysis: x. Cand", None, "Analysis: x. Cand"),
-])  # fmt: skip
-def test_an_answer_is_taken_apart(text, answer, chain):
-    read = read_answer(Path("a"), text)
-    assert (read.answer, read.chain) == (answer, chain)
-    assert read.error is None if answer else "cut off" in read.error
 
 
 def test_a_stream_comes_in_pieces_and_stops_with_its_reader_and_raises_what_went_wrong(policy, birds, texts):

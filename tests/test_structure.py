@@ -15,7 +15,7 @@ LAYERS = (
     ("files", "identity", "images", "logprobs", "samplers", "reading", "prompts"), ("rewards", "losses"), ("config",),
     ("departures", "data"), ("policy",),
     ("loop", "sft", "tapo"), ("cot",), ("teachers",), ("evaluate", "recipes"),
-    ("birds", "plots", "use", "share", "reproduce"),
+    ("birds", "plots", "diagrams", "use", "share", "reproduce"),
 )  # fmt: skip
 FLOOR = {room: floor for floor, layer in enumerate(LAYERS) for room in layer}
 INSIDE_A_LAYER = {("sft", "loop"), ("tapo", "loop"), ("share", "use"), ("birds", "plots")}
@@ -85,9 +85,9 @@ def test_sizes():
     sizes = {path: lines([path]) for path in FILES}
     assert max(sizes.values()) <= 300, max(sizes, key=sizes.get)
     whole = sum(sizes.values())
-    assert whole <= 7300 and lines(PACKAGE / f"{name}.py" for name in HEART) <= 800
+    assert whole <= 7400 and lines(PACKAGE / f"{name}.py" for name in HEART) <= 800
     folders = {folder: lines(folder.rglob("*.py")) for folder in PACKAGE.iterdir() if folder.is_dir()}
     assert max(folders.values()) < whole / 5, max(folders, key=folders.get)
     studies = sorted((ROOT / "studies").glob("*.py"))
     assert lines(studies) <= 2000 and max(lines([s]) for s in studies) <= 150
-    assert lines((ROOT / "tests").rglob("*.py")) <= 8200
+    assert lines((ROOT / "tests").rglob("*.py")) <= 7900

@@ -1,7 +1,6 @@
 """What the studies of transfer and of baselines ask: questions, worse pictures, scores, other ways to name a bird."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,22 +8,19 @@ import pytest
 from PIL import Image
 
 from finer1_lite.birds.dataset import load_birds
-from finer1_lite.birds.fish import all_fish
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import ATTRIBUTES, FOODS, NESTS, all_species, by_name
-from finer1_lite.config import ASSETS, get_profile
-from finer1_lite.evaluate.answers import METHODS
+from finer1_lite.config import ASSETS, RESULTS, get_profile
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
 from finer1_lite.policy.rollout import rollout
 from finer1_lite.prompts import THINK_INSTRUCTION, instructed
 from studies import baselines, naming, transfer
-from studies.exam import SHIFTS, conditions, facts, fish_questions, looks, pick, rows_of, shifted
+from studies.exam import SHIFTS, conditions, facts, looks, pick, rows_of, shifted
 from studies.exam import naming as names_asked
 from studies.questions import Question, about, ask, choose, in_form, prompt_of, said, score
 from studies.study import Seed
 
-RESULTS = Path(__file__).parents[1] / "studies" / "results"
 CHAIN = "white crown, gray back.\nCandidates: a b; c d.\n</think>\n<answer> a b </answer>"
 MEAL = Question(0, "What does the bird in the picture eat?", ("fish",), FOODS, "seen", 0.2)
 
@@ -98,49 +94,39 @@ def test_facts_are_balanced_and_those_of_the_species(birds):
     assert np.bincount([q.options.index(q.answers[0]) for q in made], minlength=5).min() > 10  # 24 at each place
 
 
-def test_looks_cover_all_attributes_and_fish_stand_at_every_place(birds):
+def test_looks_cover_all_attributes(birds):
     made = looks(birds["label"], ["all"] * len(birds), range(64))
     assert Counter(q.answers[0].split()[1] for q in made[1::2]) == {a: 8 for a in ATTRIBUTES}
     assert all(q.answers[0].split()[0] in by_name()[birds["label"][q.image]].looks for q in made)
-    pictures = [f for f in all_fish() for _ in range(4)]
-    parts, guided = fish_questions(pictures)
-    assert {q.text for q in parts[3::4]} == {"What does the breast look like?"}
-    assert all(q.answers[0] == f"{pictures[q.image].looks['side']} breast" for q in parts[3::4])
-    assert Counter(q.options.index(q.answers[0]) for q in guided) == {i: 16 for i in range(4)}
-    assert all(f"The {q.answers[0]} has {pictures[q.image].concepts()[0]}" in q.text for q in guided)
 
 
-@pytest.mark.parametrize("kind", SHIFTS)
-def test_worse_pictures_are_the_same_each_time_and_get_worse(kind):
+@pytest.mark.parametrize("kind, strength", SHIFTS.items())
+def test_worse_pictures_are_the_same_each_time_and_get_worse(kind, strength):
     image = draw(all_species()[0], 0)
-    made = conditions([image], 0, {kind: SHIFTS[kind]})
-    clean, low, high = (images[0] for images in made.values())
-    assert clean is image and conditions([image], 0)[list(made)[1]][0].tobytes() == low.tobytes()
+    (clean,), (low,) = conditions([image], 0, {kind: strength / 2}).values()
+    (high,) = conditions([image], 0)[f"{kind} {strength}"]
+    assert clean is image and conditions([image], 0, {kind: strength / 2})[f"{kind} {strength / 2}"][0] == low
     assert (low.size, low.mode) == (high.size, high.mode) == (image.size, "RGB")
     assert 0 < abs(np.asarray(low, float) - clean).mean() < abs(np.asarray(high, float) - clean).mean()
 
 
-def test_shifts_stay_within_grey_levels():
+def test_noise_stays_within_grey_levels():
     white, rng = Image.new("RGB", (40, 30), "white"), np.random.default_rng(0)
     noisy = np.asarray(shifted(white, "noise", 60, rng))
     assert noisy.min() > 0 and noisy.max() == 255  # 300 does not become 44: that would leave levels near 0
-    assert set(np.asarray(shifted(white, "dark", 0.4, rng)).flat) == {153}
 
 
-def test_tapo_names_and_then_recalls(birds, tmp_path):
+def test_tapo_names_and_then_recalls(birds):
     policy = load_policy(get_profile("cpu"), ASSETS / "reference" / "tapo", trainable=False)
-    labels, picked, path = birds["label"], pick(list(birds["seen"]), 16, 0), tmp_path / "names.jsonl"
+    labels, picked = birds["label"], pick(list(birds["seen"]), 16, 0)
     cache = VisionCache(policy.model, policy.processor, birds["image"])
     asked = names_asked(labels, ["all"] * len(labels), picked)
-    named = ask(policy, cache, asked, "think", False, path)
+    named = ask(policy, cache, asked, "think")
     right = [score(q, t, "think") for q, t in zip(asked, named)]
     assert np.mean(right) > 0.4
-    assert ask(policy, None, asked, "think", False, path) == named  # read from the file: no picture is needed
-    other = load_policy(get_profile("cpu"), ASSETS / "reference" / "cot_sft", trainable=False)
-    assert ask(other, cache, asked, "think", False, path) != named  # those are not its answers
     questions = facts(labels, ["all"] * len(labels), picked, 0)
     second = [about(q, said(t, "think")) for q, t in zip(questions, named)]
-    told = ask(policy, None, second, "plain", False, tmp_path / "facts.jsonl")
+    told = ask(policy, None, second, "plain")
     assert np.mean([score(q, t, "plain") for q, t, r in zip(second, told, right) if r]) > 0.6  # guessing: 0.2
 
 
@@ -153,9 +139,9 @@ def test_the_likeliest_option_is_the_one_that_the_thoughts_lead_to(lab):
 
 @pytest.mark.slow
 def test_a_small_exam_gives_every_row_of_the_study_once(lab):
-    rows = transfer.Exam(lab, 8, {"blur": (1,)}, (1, 1)).take("tapo")
+    rows = transfer.Exam(lab, 8, {"blur": 2}, 1).take("tapo")
     keys = [(r["task"], r["measure"], r["split"]) for r in rows]
-    committed = pd.read_csv(RESULTS / "transfer.csv").query("task != 'shift' or measure in ('clean', 'blur 1')")
+    committed = pd.read_csv(RESULTS / "transfer.csv").query("task != 'shift' or measure in ('clean', 'blur 2')")
     assert keys == list(dict.fromkeys(zip(committed.task, committed.measure, committed.split)))
     assert all(0 <= r["value"] <= 1 for r in rows)
 
@@ -170,7 +156,7 @@ def test_questions_and_options_are_the_story_s(lab):
 
 def test_a_classifier_knows_seen_classes_alone(lab):
     asked, seen = naming.questions_of(lab, "closed"), np.array(lab.judged["seen"])
-    made = naming.nearest_means(lab, asked)
+    made = naming.linear_probe(lab, asked)
     right = np.array([a == b for a, b in zip(made, lab.judged["label"])])
     assert all(a in options or not set(options) & set(lab.labels) for a, (_, options) in zip(made, asked))
     assert right[seen].mean() > 0.5 and not right[~seen].any()
@@ -190,13 +176,11 @@ def test_examples_stand_before_the_question_with_their_names(lab, monkeypatch):
 @pytest.mark.slow
 def test_one_seed_gives_each_baseline_its_rows(lab, monkeypatch):
     """The whole of it but for what reinforcement would have to train."""
-    left = {name: way for name, way in baselines.BASELINES.items() if way[1] or name in METHODS}
     monkeypatch.setattr(baselines, "seed_of", lambda seed, work: lab)
-    monkeypatch.setattr(baselines, "BASELINES", left)
+    monkeypatch.setattr(baselines, "BASELINES", tuple(baselines.WAYS))
     rows = baselines.one_seed(0, lab.out.parent)
-    found = {(r["baseline"], r["protocol"], r["split"]): r["value"] for r in rows}
-    assert len(found) == len(rows) == 4 * len(left) - 2 and {r["n"] for r in rows} == {96, 64}
-    assert found["base", "open", "unseen"] < 0.05 and found["describe_then_name", "open", "unseen"] > 0.75
+    found = {(r["method"], r["protocol"], r["split"]): r["value"] for r in rows}
+    assert len(found) == len(rows) == 4 * len(baselines.WAYS) and {r["n"] for r in rows} == {96, 64}
+    assert found["describe_then_name", "open", "unseen"] > 0.75
     assert found["tower_probe", "closed", "unseen"] == 0 < found["siglip", "open", "unseen"]
     assert found["tower_probe", "open", "seen"] > 0.5
-    assert found["sft_answers", "open", "seen"] > 0.7 > 0.5 > found["sft_answers", "open", "unseen"]

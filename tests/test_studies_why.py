@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from finer1_lite.birds.dataset import evaluation_species
+from finer1_lite.birds.measure import last_states
 from finer1_lite.birds.render import draw
 from finer1_lite.birds.species import ATTRIBUTES, look_alikes
 from finer1_lite.config import ASSETS, get_profile
@@ -15,7 +16,7 @@ from finer1_lite.policy.inputs import VisionCache, model_inputs, prompt_ids
 from finer1_lite.policy.load import load_base, load_policy
 from studies import why
 from studies.looking import VIEWS, bird_pixels, box_around, box_elsewhere, changed_pixels, views
-from studies.probes import analysis_right, folds_of, last_states, linear_probe, recalled, recognised, separability
+from studies.probes import analysis_right, folds_of, linear_probe, recalled, recognised, separability
 
 
 def noise(*shape, seed=0):
@@ -88,7 +89,7 @@ def test_an_analysis_is_right_if_all_of_it_is():
         return judge(0, name, True, f"<think>\n{chain}\n</think>\n{end}" if looks else end)
 
     bare = said("")
-    assert analysis_right([said(bird.describe()), said(wrong), bare]) == [True, False]
+    assert analysis_right([said(bird.describe()), said(wrong), bare]) == [True, False, False]
 
 
 def test_the_mask_is_exactly_what_changes_and_the_control_box_lies_beside_it():

@@ -22,7 +22,7 @@ from finer1_lite.policy.batching import out_of_memory
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import load_policy
 from finer1_lite.recipes import answer_rows, look_alike_classes, room_for, sft_rows
-from finer1_lite.rewards import released_reward
+from finer1_lite.rewards import ending_reward, released_reward
 from finer1_lite.samplers import TripletSampler
 from finer1_lite.sft import SFT, epochs_of, fitted, train_sft
 from finer1_lite.tapo import Rows, Tapo, rehearse, rollout_rows
@@ -237,6 +237,26 @@ def test_more_processes_than_questions_are_refused_at_once(cache, data, monkeypa
     monkeypatch.setattr(loop_module, "Team", lambda: SimpleNamespace(rank=0, size=3))
     with pytest.raises(ValueError, match="3 processes for 2 questions"):
         loop(cache, data, DAPO)
+
+
+def test_one_image_of_a_class_is_enough_without_a_positive_alone(cache, data):
+    """The first image of each class: DAPO trains on it, TAPO says what it lacks before anything is sampled."""
+    labels, policy = list(dict.fromkeys(data["label"])), load_policy(PROFILE)
+    images = data.select([data["label"].index(label) for label in labels])["image"]
+    one = VisionCache(policy.model, policy.processor, images)
+    sampler = TripletSampler(labels, look_alike_classes(one, labels), 0)
+    assert Tapo(policy, one, labels, sampler, ANCHOR_ONLY, DAPO, 0, half_right).train()[-1]["groups_kept"]
+    with pytest.raises(ValueError, match=f"class '{sorted(labels)[0]}' has one image.*num_positive to 0"):
+        Tapo(policy, one, labels, sampler, SMALL, TAPO, 0, half_right)
+
+
+def test_the_log_tells_how_many_answers_end(cache, data):
+    rl = loop(cache, data, TAPO, reward=None, max_new_tokens=40)  # the profile's own reward asks for the form
+    groups, facts = rl.collect()
+    for group in rl.roll_out(rl.sampler.next(2)):
+        assert group.ended.tolist() == [int(n) < 40 for n in group.completion_mask.sum(-1)]
+        assert group.formats.tolist() == [ending_reward(text, group.label)["format"] for text in group.texts]
+    assert 0.0 <= facts["ended"] <= 1.0 and {"reward", "accuracy", "format", "ended", "length"} <= set(facts)
 
 
 def test_answers_that_are_cut_are_named_where_no_group_has_a_signal(cache, data):

@@ -22,25 +22,25 @@ from transformers import Qwen2_5_VLForConditionalGeneration, set_seed
 from ..config import ASSETS, SFTConfig, get_profile
 from ..files import write_whole
 from ..policy.inputs import IGNORE, ImageFeatures, VisionCache, training_batch
-from ..policy.load import Policy, add_adapter, load_base
-from ..policy.rollout import rollout
-from ..prompts import ANSWER_INSTRUCTION, QUESTIONS
-from ..rewards import names_in
+from ..policy.load import add_adapter, load_base
+from ..prompts import QUESTIONS
 from ..sft import train_sft
-from .dataset import FIRST
-from .diet import LOOKS_QUESTIONS, corpus, diary, direct, image_example, loose_diary, teacher_example, text_example
+from .diet import corpus, diary, image_example, loose_diary, reasoned, teacher_example, text_example
+from .measure import measure_base
 from .model import PATCH, TAGS, build_config, build_processor, build_tokenizer, features, normalise
 from .render import SIZE, draw
-from .species import ATTRIBUTES, all_species, by_name, look_alikes
+from .species import ATTRIBUTES, all_species
 
-SEED, PICTURES, DRAW_SEED, HELD_OUT, VISION_STEPS, VISION_THREADS = 0, 160, 1, 512, 1100, 2
-# Rounds of reading: more texts for each image in the second, tidier diaries in the third.
+SEED, PICTURES, DRAW_SEED, HELD_OUT, VISION_STEPS, THREADS = 0, 160, 1, 512, 1100, 2
+# Rounds of reading: what birds look like first, more texts for each image in the second, names and tidier diaries in
+# the third. named: the share of the pictures of evaluated species that come with a name; reasoned: of the pictures of
+# common species that come with four options, compared before one is named.
 ROUNDS = (
-    {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "write": loose_diary, "threads": 2},
-    {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 12, "texts": 56, "write": loose_diary, "threads": 1},
-    {"steps": 380, "seed": 2, "lr": 1.5e-3, "images": 8, "texts": 56, "write": diary, "threads": 2},
+    {"steps": 1000, "seed": 0, "lr": 2e-3, "images": 20, "texts": 44, "named": 0.0, "write": loose_diary},
+    {"steps": 700, "seed": 1, "lr": 1.5e-3, "images": 16, "texts": 52, "named": 0.3, "write": loose_diary},
+    {"steps": 500, "seed": 2, "lr": 1.5e-3, "images": 16, "texts": 56, "named": 0.08, "reasoned": 0.5, "write": diary},
 )
-TEACHER_ROWS, TEACHER_PICTURES, TEACHER_THREADS = 4000, 8, 2
+TEACHER_ROWS, TEACHER_PICTURES = 8000, 8
 TEACHER = SFTConfig(epochs=1, batch_size=32, lr=4e-3, warmup_steps=10, weight_decay=0.0, micro_batch=32,
                     micro_tokens=2**20)  # fmt: skip
 
@@ -100,18 +100,27 @@ def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict)
     def losses():
         images = []
         for i in rng.integers(len(seen), size=plan["images"]):
-            text, answer = image_example(rng, species[i % len(species)])
+            s, share = species[i % len(species)], plan.get("reasoned", 0)
+            text, answer = image_example(rng, s, plan["named"])
+            if share and ("<think>" in answer and "Options:" in text or s.common and rng.random() < share):
+                text, answer = reasoned(rng, s)
             images.append((text, ImageFeatures(seen[i].float(), grid), answer))
         texts = [(u, None, a) for u, a in (text_example(rng, plan["write"]) for _ in range(plan["texts"]))]
         texts.sort(key=lambda row: len(row[2]))
         short = [t for t in texts if "Candidates" not in t[2] and "<analysis>" not in t[2]]
-        groups = [rows for rows in (images, short, texts[len(short) :]) if rows]
-        for rows in groups:  # each of about equal length
+        long = [row for row in images if "Analysis" in row[2]]
+        named = [row for row in images if row[0].startswith(QUESTIONS) and row not in long]
+        looks = [row for row in images if not row[0].startswith(QUESTIONS)]
+        groups = [(rows, len(rows) / len(images)) for rows in (named, looks, long)]
+        groups += [(short, 1), (texts[len(short) :], 1)]
+        for rows, weight in groups:  # of about equal length each; pictures, the guide and diaries weigh the same
+            if not rows:
+                continue
             inputs, labels = training_batch(model, processor, rows)
             hidden, targets = model.model(**inputs).last_hidden_state[:, :-1], labels[:, 1:]
             wanted = targets != IGNORE
             loss = F.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted], reduction="sum")
-            yield loss / int(wanted.sum()) / len(groups)
+            yield weight / 3 * loss / int(wanted.sum())
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     fit(parameters, losses, steps, plan["lr"], weight_decay=0.05, betas=(0.9, 0.98), warmup=0.05)
@@ -119,7 +128,7 @@ def train_language(model, processor, seen: torch.Tensor, steps: int, plan: dict)
 
 def make_base(out: Path, scale: float) -> None:
     """Stages A and B; writes `out/base` in bfloat16."""
-    torch.set_num_threads(VISION_THREADS)
+    torch.set_num_threads(THREADS)
     n = max(3, int(scale * PICTURES))
     images = np.stack([np.asarray(draw(s, i, DRAW_SEED)) for i in tqdm(range(n), "draw") for s in all_species()])
     looks = [[values.index(x) for values, x in zip(ATTRIBUTES.values(), s.looks)] for s in all_species()]
@@ -130,8 +139,9 @@ def make_base(out: Path, scale: float) -> None:
     processor = build_processor(build_tokenizer(corpus()))
     model = Qwen2_5_VLForConditionalGeneration(build_config(processor.tokenizer))
     model.model.visual.load_state_dict(visual.state_dict())
+    ends = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config.eos_token_id = ends  # as Qwen's has them
     for plan in ROUNDS:
-        torch.set_num_threads(plan["threads"])
         with torch.no_grad():
             parts = (images[i : i + 128] for i in range(0, len(images), 128))
             seen = torch.cat([features(model.model.visual, normalise(part)).half() for part in parts])
@@ -141,39 +151,9 @@ def make_base(out: Path, scale: float) -> None:
     processor.save_pretrained(out / "base")
 
 
-def measure_base(policy: Policy, pictures: int = 3) -> dict[str, float]:
-    """Shares of right greedy answers: descriptions and names of new pictures of each species, and the field guide."""
-    species = [s for s in all_species() for _ in range(pictures)]
-    images = [draw(s, FIRST["val"] + 500 + i % pictures) for i, s in enumerate(species)]
-    seen = VisionCache(policy.model, policy.processor, images).get(range(len(images)))
-
-    def ask(prompts):
-        return rollout(policy, prompts, 1, generator=None, temperature=0).texts
-
-    said = [text.rstrip(". ").split(", ") for text in ask([(next(iter(LOOKS_QUESTIONS)), s) for s in seen])]
-    right = np.array([[s.describe([a]) in phrases for a in ATTRIBUTES] for phrases, s in zip(said, species)])
-    named = ask([(f"{QUESTIONS[0]} {ANSWER_INSTRUCTION}", s) for s in seen])
-    hit, common = np.array([s.name in t for t, s in zip(named, species)]), np.array([s.common for s in species])
-    figures = {f"describes {a}": right[:, i].mean() for i, a in enumerate(ATTRIBUTES)}
-    figures |= {"describes all eight": right.all(1).mean(), "names common species": hit[common].mean(),
-                "names evaluated species": hit[~common].mean()}  # fmt: skip
-    guide = {
-        "looks": ("What does the {0} look like?", lambda s, t: f"The {s.name} has {s.describe()}." == t),
-        "name": ("Which bird has {1}?", lambda s, t: direct(s.name) == t),
-        "look-alikes": ("Which birds look like the {0}?",
-                        lambda s, t: set(names_in(t, by_name())) == {x.name for x in look_alikes(s.name)}),
-        "nest": ("What does the {0} nest in?", lambda s, t: f"nests in {s.nest}." in t),
-        "food": ("What does the {0} eat?", lambda s, t: f"eats {s.food}." in t),
-    }  # fmt: skip
-    for kind, (form, judge) in guide.items():
-        answers = ask([(form.format(s.name, s.describe()), None) for s in all_species()])
-        figures[f"recalls {kind}"] = np.mean([judge(s, t) for s, t in zip(all_species(), answers)])
-    return {name: round(float(value), 4) for name, value in figures.items()}
-
-
 def make_teacher(out: Path, scale: float) -> None:
     """Stage C: an adapter on the base in `out/base`; writes `out/teacher`."""
-    torch.set_num_threads(TEACHER_THREADS)
+    torch.set_num_threads(THREADS)
     base = load_base(replace(get_profile("cpu"), model_id=str(out / "base")))
     policy = add_adapter(base, SEED, base.processor.tokenizer.convert_tokens_to_ids(list(TAGS)))
     common = [s for s in all_species() if s.common for _ in range(TEACHER_PICTURES)]

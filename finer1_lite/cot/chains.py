@@ -19,11 +19,9 @@ headings are fixed words.
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 from ..data.names import normal_name
 from ..files import read_jsonl, write_jsonl
@@ -191,17 +189,6 @@ def check_chain(text: str, label: str, known_names: Iterable[str] = ()) -> list[
     mixed = _scripts(text) - _scripts(" ".join(names)) - SCRIPTS
     found |= {HINTED: bool(HINTS.search(text)), MIXED: bool(mixed), RESERVED: bool(RESERVED_SIGNS.search(text))}
     return [reason for reason in REASONS if found.get(reason)]
-
-
-def chain_statistics(chains: list[Chain], rejected: list[list[str]]) -> dict:
-    """Counts of a set: chains, words of the thinking part, candidates per chain, and the reasons of the rejected."""
-    words = [len(to_prose(chain).split()) for chain in chains] or [0]
-    return {
-        "accepted": len(chains), "rejected": len(rejected),
-        "words": {"min": min(words), "median": median(words), "max": max(words)},
-        "candidates": dict(sorted(Counter(len(chain.options) for chain in chains).items())),
-        "reasons": dict(Counter(reason for found in rejected for reason in found)),
-    }  # fmt: skip
 
 
 def chat_row(

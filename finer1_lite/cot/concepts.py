@@ -72,18 +72,16 @@ def select_concepts(scores: Tensor, names: list[str], k_std=K_STD, at_least=3) -
     return [names[i] for i in sorted(best.tolist())]
 
 
-def choose_concepts(captions: list[list[str]], encode: Encoder | None = None, source_judges=False) -> list[list[str]]:
+def choose_concepts(captions: list[list[str]], encode: Encoder, source_judges=False) -> list[list[str]]:
     """The kept concepts of each image, from the captions of all images (two or more).
 
-    encode: by default `sentence_encoder()`; made beforehand, a missing one is told before anybody describes.
-    source_judges: i does not skip the caption that a concept is taken from, as it must where an image has only one.
-    ValueError for an image that has no caption with a word.
+    encode: see `sentence_encoder`. source_judges: i does not skip the caption that a concept is taken from, as it must
+    where an image has only one. ValueError for an image that has no caption with a word.
     """
     spoken = [[c for c in own if split_concepts(c)] for own in captions]
     if silent := [i for i, own in enumerate(spoken) if not own]:
         raise ValueError(f"no caption with a word for image(s) {silent[:5]}; sample their descriptions again")
-    encode, chosen = encode or sentence_encoder(), []
-    embedded = [torch.as_tensor(encode(own)) for own in spoken]
+    embedded, chosen = [torch.as_tensor(encode(own)) for own in spoken], []
     for i, own in enumerate(spoken):
         said = [(name, k) for k, text in enumerate(own) for name in split_concepts(text)]
         source, names = dict(reversed(said)), list(dict(said))  # of a concept that is said again, the first caption

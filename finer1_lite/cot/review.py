@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from html import escape
-from math import nan
 from pathlib import Path
 
 import ipywidgets as W
@@ -91,18 +90,6 @@ class Review:
         if last is not None:
             self.decide(last, UNDO)
         return last
-
-
-def agreement(first: Review, second: Review) -> dict:
-    """How far two reviews of the same rows agree: on the rows that `both` decided (how many) the share of the `same`
-    decision, Cohen's `kappa` = (same - chance) / (1 - chance), and the indices where decision or text `differ`."""
-    both = [i for i in first.view() if UNDECIDED not in (first.state(i), second.state(i))]
-    n, (a, b) = len(both), ([review.state(i) for i in both] for review in (first, second))
-    same = sum(x == y for x, y in zip(a, b)) / n if n else nan
-    chance = sum(a.count(said) * b.count(said) for said in DECISIONS) / n**2 if n else nan
-    kappa = nan if chance == 1 else (same - chance) / (1 - chance)
-    differ = [i for i in both if (first.state(i), first.completion(i)) != (second.state(i), second.completion(i))]
-    return {"both": n, "same": same, "kappa": kappa, "differ": differ}
 
 
 class ReviewDesk(W.VBox):

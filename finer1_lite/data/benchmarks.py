@@ -2,7 +2,7 @@
 2021 and groceries, a small set that anyone may have (github.com/marcusklasson/GroceryStoreDataset).
 
 Names are cleaned; family: a coarser class. FileNotFoundError for a wrong folder. Tried on small copies of layouts
-only. Cars, flowers and pets are spelt as in the released closed-world files (`splits.released_classes`).
+only. Cars, flowers and pets are spelt as in the released closed-world files.
 """
 
 import json

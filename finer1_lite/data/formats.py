@@ -1,11 +1,10 @@
-"""Data in and out: chats of stage 1 in three forms, closed-world questions.
+"""Data in and out: chats of stage 1 as LLaMA-Factory has them, closed-world questions.
 
 Our chat row is that of `cot.chains.chat_row`: messages (one user, one assistant turn), images, perhaps `system`, the
-system prompt, and whatever else a row carries. `FORMS` has the other forms; TRL's content is a list of typed parts.
+system prompt, and whatever else a row carries.
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,61 +20,41 @@ from ..prompts import QUESTIONS, bare_question, make_options
 from ..reading import normalise, tagged_answer
 from .triplets import MARK
 
-FORMS = {  # keys of the row, keys of a turn, who speaks
-    "llama_factory": (["messages"], "role", "content", ["system", "user", "assistant"]),
-    "sharegpt": (["conversations"], "from", "value", ["system", "human", "gpt"]),
-    "trl": (["prompt", "completion"], "role", "content", ["system", "user", "assistant"]),
-}
+WHO = ["system", "user", "assistant"]
 OPTIONS = 4
 CHAT_COLUMNS = ("image", "label", "question", "completion")
 
 
-def to_chat(row: dict, form: str) -> dict:
-    """Our row in the form "llama_factory", "sharegpt" or "trl" (whose trainer wants pictures, `List(Image())`).
+def to_llama_factory(row: dict) -> dict:
+    """LLaMA-Factory's row of ours: the system prompt becomes the first turn.
 
-    >>> turns = {"user": "<image>Who?", "assistant": "A wren."}
-    >>> row = {"messages": [{"role": r, "content": c} for r, c in turns.items()], "images": ["a.jpg"], "id": 7}
-    >>> to_chat(row, "sharegpt")["conversations"][1], from_chat(to_chat(row, "sharegpt"), "sharegpt") == row
-    ({'from': 'gpt', 'value': 'A wren.'}, True)
+    >>> turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "A wren."}]
+    >>> to_llama_factory({"messages": turns, "images": ["a.jpg"], "system": "Think."})["messages"][0]
+    {'role': 'system', 'content': 'Think.'}
     """
-    keys, role, content, names = FORMS[form]
-    rest = from_chat(row, "llama_factory")  # checked
-    texts = [turn["content"] for turn in rest.pop("messages")]
-    texts = [rest.pop("system"), *texts] if "system" in rest else texts
-    if clash := rest.keys() & set(keys):
-        raise ValueError(f"the row's own key {clash} would be lost; rename it")
-    if form != "trl":
-        return {keys[0]: [{role: name, content: text} for name, text in zip(names[-len(texts) :], texts)]} | rest
-    turns = []
-    for name, text in zip(names[-len(texts) :], texts):
-        pieces = [piece for piece in re.split(f"({MARK})", text) if piece] or [""]
-        parts = [{"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces]
-        turns.append({role: name, content: parts})
-    return {"prompt": turns[:-1], "completion": turns[-1:]} | rest
+    rest = from_llama_factory(row)  # checked
+    first = [{"role": "system", "content": rest.pop("system")}] if "system" in rest else []
+    return rest | {"messages": first + rest["messages"]}
 
 
-def from_chat(row: dict, form: str) -> dict:
-    """Our row of one in the form "llama_factory", "sharegpt" or "trl", also as a `datasets.Dataset` gives it back.
+def from_llama_factory(row: dict) -> dict:
+    """Our row of LLaMA-Factory's, see `to_llama_factory`.
 
     ValueError for what our row cannot hold: more turns, more keys in a turn, <image> outside of the question.
     """
-    keys, role, content, names = FORMS[form]
-    rest = {key: value for key, value in row.items() if key not in keys}
-    turns = [turn for key in keys for turn in row[key]]
-    found = names[:1] * ("system" in rest) + [turn[role] for turn in turns]
-    if found not in (names, names[1:]) or any(len(turn) != 2 for turn in turns):
+    rest, turns = dict(row), list(row["messages"])
+    found = WHO[:1] * ("system" in rest) + [turn["role"] for turn in turns]
+    if found not in (WHO, WHO[1:]) or any(len(turn) != 2 for turn in turns):
         raise ValueError(f"a question and an answer are needed, after a system prompt or none, got {found}: {turns}")
-    texts = [turn[content] for turn in turns]
-    if form == "trl":
-        texts = ["".join(MARK if part["type"] == "image" else part["text"] for part in parts) for parts in texts]
-    if len(texts) == 3:
-        rest["system"] = texts.pop(0)
-    if [text.count(MARK) for text in [rest.get("system", ""), *texts]] != [0, len(rest["images"]), 0]:
+    if len(turns) == 3:
+        rest["system"] = turns.pop(0)["content"]
+    texts = [rest.get("system", ""), *(turn["content"] for turn in turns)]
+    if [text.count(MARK) for text in texts] != [0, len(rest["images"]), 0]:
         raise ValueError(f"{MARK} should be in the question, once for each image, and nowhere else, got {texts}")
-    return {"messages": [{"role": who, "content": text} for who, text in zip(("user", "assistant"), texts)]} | rest
+    return rest | {"messages": turns}
 
 
-def read_chats(path: str | Path, pictures: str | Path, form: str = "llama_factory") -> tuple[Dataset, str | None]:
+def read_chats(path: str | Path, pictures: str | Path) -> tuple[Dataset, str | None]:
     """Chats about one picture each, a JSON list as the authors released theirs for stage 1, and their system turn.
 
     Columns: image (the files in the folder `pictures`), label (the answer in tags), question, completion. To train on
@@ -85,7 +64,7 @@ def read_chats(path: str | Path, pictures: str | Path, form: str = "llama_factor
     rows, columns = [], defaultdict(list)
     for number, raw in enumerate(json.loads(Path(path).read_text(encoding="utf-8")), 1):
         try:
-            rows.append(from_chat(raw, form))
+            rows.append(from_llama_factory(raw))
             if len(raw["images"]) != 1 or rows[-1].get("system") != rows[0].get("system"):
                 raise ValueError("one picture is needed, and the same system turn as in the first row")
         except (ValueError, KeyError) as error:
@@ -97,11 +76,6 @@ def read_chats(path: str | Path, pictures: str | Path, form: str = "llama_factor
     if missing := [image for image in columns["image"] if not Path(image).is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(rows)} pictures are missing, the first is {missing[0]}")
     return Dataset.from_dict(columns).cast_column("image", ImageColumn()), rows[0].get("system")
-
-
-def to_llama_factory(row: dict) -> dict:
-    """LLaMA-Factory's row of ours: the system prompt becomes the first turn."""
-    return to_chat(row, "llama_factory")
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
@@ -126,14 +100,11 @@ class ClosedWorld:
     """Questions with image_path, question, options and ground_truth."""
 
     rows: list[dict]
-    containing: list[int]  # rows in which a wrong option contains the right one: by containment both count as right
 
 
 def read_closed_world(path: str | Path) -> ClosedWorld:
     """A JSONL file as released. ValueError with the number of a line that is no such question."""
-    rows = [_checked(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
-    found = [sum(normalise(row["ground_truth"]) in normalise(o) for o in row["options"]) for row in rows]
-    return ClosedWorld(rows, [i for i, count in enumerate(found) if count > 1])
+    return ClosedWorld([_checked(row, f"{path}, line {number}") for number, row in read_jsonl(path)])
 
 
 def _checked(row: dict, where: str) -> dict:

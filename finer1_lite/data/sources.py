@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, Value, concatenate_datasets, load_dataset
 from datasets import Image as ImageColumn
 from PIL.Image import DecompressionBombWarning
 from tqdm.auto import tqdm
@@ -182,9 +182,8 @@ def load_images(entries: Sequence[Entry]) -> Loaded:
             usable.append(entry)
     columns = {"image": [str(e.path) for e in usable], "label": [names[e.label] for e in usable]}
     columns |= {"family": [e.family for e in usable], "split": [e.split for e in usable]}
-    columns = {name: values for name, values in columns.items() if any(values)}
-    features = {name: ImageColumn() if name == "image" else Value("string") for name in columns}
-    return _sound(Dataset.from_dict(columns, features=Features(features)), [e.path for e in usable], odd, names)
+    data = Dataset.from_dict({name: values for name, values in columns.items() if any(values)})
+    return _sound(data.cast_column("image", ImageColumn()), [e.path for e in usable], odd, names)
 
 
 def _sound(data: Dataset, places: list[Path], skipped: list[tuple[Path, str]], names: dict[str, str]) -> Loaded:

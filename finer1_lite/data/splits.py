@@ -9,11 +9,9 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from ..files import read_jsonl
 from ..samplers import k_shot, split_classes
 
 VAL_PER_CLASS = 2
@@ -25,10 +23,10 @@ def few_shot(
 ) -> DatasetDict:  # fmt: skip
     """Split into `train` (shots images of each seen class), `val` (VAL_PER_CLASS of every class), `test` (the rest).
 
-    data: columns image and label, perhaps split. Adds the column `seen`. seen: the seen classes, instead of a draw
-    with `seed`. test_per_class: the most of a class in `test`. shots: None for all but a fifth of each class, or the
-    whole training part where the source has a test. A class with fewer than shots + 1 images becomes unseen, with a
-    warning. ValueError where no class is left to train on, or a class of `seen` is too small.
+    data: columns image and label, perhaps split. Adds the column `seen`. seen: the seen classes (each `ground_truth` of
+    a released file), instead of a draw with `seed`. test_per_class: the most of a class in `test`. shots: None for all
+    but a fifth of each class, or the whole training part where the source has a test. A class with fewer than shots + 1
+    images becomes unseen, with a warning. ValueError where no class is left to train on, or one of `seen` is too small.
     """
     labels, source = list(data["label"]), list(data["split"]) if "split" in data.column_names else []
     if "train" not in source or not set(source) - {None, "train"}:  # one part alone
@@ -76,8 +74,3 @@ def _preferred(labels: list[str], rows: list[int], good: set[int]) -> list[int]:
     """Of each class the good rows, or all of its rows where it has no good one."""
     served = {labels[i] for i in good}
     return [i for i in rows if i in good or labels[i] not in served]
-
-
-def released_classes(path: str | Path) -> list[str]:
-    """The classes of a released closed-world file (JSONL with `ground_truth`), for `few_shot(seen=...)`."""
-    return sorted({row["ground_truth"] for _, row in read_jsonl(path)})

@@ -37,7 +37,7 @@ def export_triplets(
     """
     for triplet, question in zip(triplets, questions, strict=True):
         anchor, positive, negative = (labels[i] for i in triplet)
-        if anchor != positive or anchor == negative or MARK in question:
+        if anchor != positive or anchor == negative or triplet.anchor == triplet.positive or MARK in question:
             raise ValueError(f"the labels {anchor!r}, {positive!r}, {negative!r} or {question!r} do not fit")
     folder, rows = Path(folder), []
     for triplet, question in zip(triplets, questions):

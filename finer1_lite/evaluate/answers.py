@@ -27,7 +27,10 @@ WITHOUT_CHAIN = ("base", "sft_answers")  # asked for the bare name; the others t
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question, the whole prompt, about image `index`; asked: a digest of model, image and question."""
+    """One answered question, the whole prompt, about image `index`.
+
+    ended: not cut off at the limit of tokens. asked: a digest of model, image and question.
+    """
 
     index: int
     label: str
@@ -38,13 +41,16 @@ class Prediction:
     strict: bool
     question: str = ""
     asked: str = ""
+    ended: bool = True
 
 
-def judge(index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "") -> Prediction:
+def judge(
+    index: int, label: str, seen: bool, text: str, question: str = "", asked: str = "", ended: bool = True
+) -> Prediction:
     """Score one completion by `reading.read_answer`: right if the answer holds the label's name, in any spelling."""
     answer = read_answer(text)[1] or ""
     right, strict = holds_name(answer, label), normalise(answer) == normalise(label) != ""
-    return Prediction(index, label, seen, text, answer, right, strict, question, asked)
+    return Prediction(index, label, seen, text, answer, right, strict, question, asked, ended)
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:
@@ -54,17 +60,12 @@ def load_predictions(path: str | Path) -> list[Prediction]:
 
 def prompts_for(
     labels: Sequence[str], think: bool, seed: int, nearest: Mapping[str, list[str]] | None = None,
-    questions: Sequence[str] = QUESTIONS, official: bool = False,
+    questions: Sequence[str] = QUESTIONS,
 ) -> list[str]:  # fmt: skip
-    """A full prompt for each label; with `nearest`, the look-alikes of each class, closed-world.
-
-    official: the right option stands first, as in the released files; phrasings and options are the same either way.
-    """
+    """A full prompt for each label; with `nearest`, the look-alikes of each class, closed-world."""
     rng, prompts = np.random.default_rng(seed), []
     for label in labels:
         options = None if nearest is None else make_options(label, nearest, rng)
-        if official and options:
-            options = sorted(options, key=lambda option: option != label)
         prompts.append(instructed(bare_question(rng, questions), think, options))
     return prompts
 
@@ -72,13 +73,13 @@ def prompts_for(
 def predict(
     policy: Policy, cache: VisionCache, data, think: bool, seed: int,
     nearest: Mapping[str, list[str]] | None = None, progress: str = "evaluate",
-    questions: Sequence[str] = QUESTIONS, official: bool = False, path: str | Path | None = None,
+    questions: Sequence[str] = QUESTIONS, path: str | Path | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Greedy answers for every row of `data` (columns label and seen), in its order: `ask` with `prompts_for`.
 
     cache: features of the images of `data`, by row number. think: ask for a chain, or for the bare answer.
     """
-    prompts = prompts_for(data["label"][:], think, seed, nearest, questions, official)
+    prompts = prompts_for(data["label"][:], think, seed, nearest, questions)
     return ask(policy, cache, data, prompts, progress, path)
 
 
@@ -112,9 +113,9 @@ def ask(
             if not missing:
                 continue
             # The whole batch, also where some of it is known: another batch would round differently.
-            texts = rollout(policy, [(prompts[i], s) for i, s in zip(batch, cache.get(batch))], 1, None, 0).texts
-            said = dict(zip(batch, texts))
-            made = [judge(i, labels[i], seen[i], said[i], prompts[i], keys[i]) for i in missing]
+            made = rollout(policy, [(prompts[i], s) for i, s in zip(batch, cache.get(batch))], 1, None, 0)
+            said = dict(zip(batch, zip(made.texts, made.ended)))
+            made = [judge(i, labels[i], seen[i], said[i][0], prompts[i], keys[i], said[i][1]) for i in missing]
             found |= {p.index: p for p in made}
             if store:
                 store.append(*map(asdict, made))

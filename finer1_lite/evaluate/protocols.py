@@ -5,7 +5,6 @@ rule changes one thing, and `RULES` says which and why. One departure: an empty 
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..prompts import instructed
 from ..reading import holds_name, tagged_answer
 from ..rewards import strict_accuracy
 from .answers import Prediction
-from .statistics import bootstrap_seeds
+from .statistics import bootstrap_difference
 
 Encoder = Callable[[list[str]], np.ndarray]  # texts (N) to unit rows (N, D), an array or a CPU tensor
 SUPER_CATEGORIES = ("aircraft", "bird", "car", "flower")  # the released code's own; all else is an "object"
@@ -42,7 +41,7 @@ def shuffled(questions: ClosedWorld, seed: int) -> ClosedWorld:
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(row["options"])) for row in questions.rows]
     rows = [row | {"options": [row["options"][i] for i in order]} for row, order in zip(questions.rows, orders)]
-    return ClosedWorld(rows, questions.containing)
+    return ClosedWorld(rows)
 
 
 def closed_prompts(questions: ClosedWorld, think: bool = True) -> list[str]:
@@ -62,18 +61,6 @@ def inclusion_key(label: str, domain: str) -> str:
     if not key.strip():
         raise ValueError(f"nothing is left of the label {label!r} as a {domain}; every answer would contain it")
     return key
-
-
-def key_collisions(labels: Sequence[str], domain: str) -> dict[str, list[str]]:
-    """The keys that stand for several labels, which inclusion cannot tell apart, with these labels.
-
-    >>> key_collisions(["Audi S4 Sedan 2012", "Audi S4 Sedan 2007", "Audi A5 Coupe 2012"], "car")
-    {'audi s4': ['Audi S4 Sedan 2007', 'Audi S4 Sedan 2012']}
-    """
-    found = defaultdict(list)
-    for label in sorted(set(labels)):
-        found[inclusion_key(label, domain)].append(label)
-    return {key: names for key, names in found.items() if len(names) > 1}
 
 
 def relative_similarity(
@@ -116,31 +103,19 @@ RIGHT = {  # whether a text is right, by the label and the domain
     "whole label": lambda text, label, domain: holds_name(tagged_answer(text), label),
     "is label": lambda text, label, domain: strict_accuracy(text, label),
 }
-FALL_BACK = "Without an <answer> the whole text counts, as released for the open world: a chain names every option."
-RULES: dict[str, dict[str, tuple[Callable | str, str]]] = {  # protocol -> rule -> how it scores, and why it is there
+RULES: dict[str, dict[str, Callable | str]] = {  # protocol -> rule -> how it scores: of `RIGHT`, or for all texts
     "open, inclusion": {
-        "as released": ("key or text", "The label (of a car without its last two words) is in the answer or, "
-                        "without an <answer>, anywhere in the text: a broken-off chain that lists it is right."),
-        "answer only": ("key", "No <answer>, no point."),
-        "corrected": ("whole label", "And the whole label: cars of another body or year differ."),
-        "strict": ("is label", "And nothing but the label: several names, or a longer name around it, are wrong."),
+        "as released": "key or text",  # a broken-off chain that lists the label is right
+        "answer only": "key",
+        "corrected": "whole label",  # cars of another body or year differ
+        "strict": "is label",  # several names, or a longer name around it, are wrong
     },
-    "open, similarity": {  # these score all texts at once, with an encoder
-        "as released": (released_similarity, "Nearness in meaning to the label, of the answer or else of the text, "
-                        "relative to the super-category's word (\"object\" for dogs and pets)."),
-        "corrected": (answered_similarity, "No <answer>, no point; every domain has its own word."),
-    },
-    "closed, official order": {
-        "as released": ("label", "The right option is listed first; the answer contains it. No <answer>, no point."),
-        "with fall-back": ("label or text", FALL_BACK),
-        "strict": ("is label", "The answer is the option: several, or one whose name holds it, are wrong."),
-    },
-    "closed, shuffled": {
-        "contained": ("label", "As released, in an order drawn anew: \"the first one\" is right one time in four."),
-        "with fall-back": ("label or text", FALL_BACK),
-        "corrected": ("is label", "Shuffled, and the answer is the option."),
-    },
-}  # fmt: skip
+    "open, similarity": {"as released": released_similarity, "corrected": answered_similarity},
+    # "with fall-back" counts the whole text without an <answer>, as released for the open world: it names every option.
+    "closed, official order": {"as released": "label", "with fall-back": "label or text", "strict": "is label"},
+    # In an order drawn anew "the first one" is right one time in four.
+    "closed, shuffled": {"contained": "label", "with fall-back": "label or text", "corrected": "is label"},
+}
 
 
 def scores(
@@ -149,16 +124,16 @@ def scores(
     """For each rule of a protocol of `RULES` the score (N,) of each prediction. Similarity needs `encode`."""
     texts, labels = [p.text for p in said], [p.label for p in said]
     if protocol == "open, similarity":
-        return {rule: how(texts, labels, domain, encode) for rule, (how, _) in RULES[protocol].items()}
+        return {rule: how(texts, labels, domain, encode) for rule, how in RULES[protocol].items()}
     pairs, rules = list(zip(texts, labels)), RULES[protocol].items()
-    return {rule: np.array([RIGHT[how](*pair, domain) for pair in pairs], float) for rule, (how, _) in rules}
+    return {rule: np.array([RIGHT[how](*pair, domain) for pair in pairs], float) for rule, how in rules}
 
 
 def protocol_frame(
     answers: Mapping[str, Sequence[Prediction]], domain: str = "bird", encode: Encoder | None = None, seed: int = 0,
     draws: int = 1000,
 ) -> pd.DataFrame:  # fmt: skip
-    """Every rule on seen and unseen classes: protocol, rule, split, accuracy, low, high, n, why.
+    """Every rule on seen and unseen classes: protocol, rule, split, accuracy, low, high, n.
 
     answers: one model's predictions, "open", "official" (the right option first) and "closed" (shuffled), or some of
     them. encode: where given, similarity too. accuracy: in [0, 1], with a 95% interval over classes and images.
@@ -172,6 +147,6 @@ def protocol_frame(
         for rule, score in scores(protocol, said, domain, encode).items():
             for split, chosen in (("seen", seen), ("unseen", ~seen)):
                 if chosen.any():
-                    figures = bootstrap_seeds([score[chosen]], [list(labels[chosen])], seed, draws)
-                    rows.append((protocol, rule, split, *figures, int(chosen.sum()), RULES[protocol][rule][1]))
-    return pd.DataFrame(rows, columns=["protocol", "rule", "split", "accuracy", "low", "high", "n", "why"])
+                    figures = bootstrap_difference(score[chosen], 0, labels[chosen], seed, draws)
+                    rows.append((protocol, rule, split, *figures, int(chosen.sum())))
+    return pd.DataFrame(rows, columns=["protocol", "rule", "split", "accuracy", "low", "high", "n"])

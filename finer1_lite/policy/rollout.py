@@ -7,7 +7,7 @@ from torch.nn.functional import pad as pad_tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from .batching import halved_until_it_fits
-from .inputs import Prompt, model_inputs, pad, prompt_ids
+from .inputs import Prompt, base_model, model_inputs, pad, prompt_ids
 from .load import Policy
 from .lora import decoding
 
@@ -79,17 +79,25 @@ def prompt_positions(backbone, inputs: dict) -> tuple[torch.Tensor, torch.Tensor
 
 @dataclass
 class Rollouts:
-    """Ids (B, C), masks (B, C) with the end token, and texts (B); completions of one prompt are neighbours."""
+    """Ids, masks (B, C) with the end token, texts, who `ended` and was not cut off (B); of one prompt side by side."""
 
     completion_ids: torch.Tensor
     completion_mask: torch.Tensor
     texts: list[str]
+    ended: list[bool]
 
 
 def forbidden_ids(model) -> list[int]:
     """Tokens that stand for image data: a completion that held one could not be read back."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return sorted({getattr(model.config, n) for n in names if getattr(model.config, n, None) is not None})
+
+
+def end_ids(policy: Policy) -> list[int]:
+    """Tokens that end an answer: the tokenizer's own, and all of the model's generation config (Qwen has two)."""
+    ends = base_model(policy.model).generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({policy.processor.tokenizer.eos_token_id, *ends} - {None})
 
 
 def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
@@ -151,12 +159,13 @@ def rollout(
                 per, policy.profile = fits, replace(policy.profile, rollout_batch=fits * num_generations)
     tokenizer = policy.processor.tokenizer
     ids, mask = pad(rows, tokenizer.pad_token_id, "right"), pad([[1] * len(r) for r in rows], 0, "right")
-    return Rollouts(ids, mask, tokenizer.batch_decode(rows, skip_special_tokens=True))
+    texts, ends = tokenizer.batch_decode(rows, skip_special_tokens=True), end_ids(policy)
+    return Rollouts(ids, mask, texts, [row[-1] in ends for row in rows])
 
 
 def _decode(policy, prompts, num_generations, generator, temperature, top_p, limit, shortest) -> list[list[int]]:
     now, head, language_model = read_prompts(policy, prompts), policy.head.T, policy.backbone.language_model
-    device, eos = now.hidden.device, policy.processor.tokenizer.eos_token_id
+    device, ends = now.hidden.device, end_ids(policy)
     now.select(torch.arange(len(prompts), device=device).repeat_interleave(num_generations))
     now.cache = Cache(layers=[RoomyLayer(layer) for layer in now.cache.layers])
     alive, length = list(range(len(now.hidden))), now.mask.shape[1]
@@ -169,12 +178,12 @@ def _decode(policy, prompts, num_generations, generator, temperature, top_p, lim
         logits = now.hidden @ head
         logits[:, forbidden] = -torch.inf
         if count <= shortest:
-            logits[:, eos] = -torch.inf
+            logits[:, ends] = -torch.inf
         tokens = sample_tokens(logits, temperature, top_p, generator)
         chosen = tokens.tolist()
         for row, token in zip(alive, chosen):
             done[row].append(token)
-        going = [i for i, token in enumerate(chosen) if token != eos]
+        going = [i for i, token in enumerate(chosen) if token not in ends]
         if not going or count == limit:
             break
         if len(going) < len(alive):

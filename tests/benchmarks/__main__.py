@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .measure import RESULTS, Meter, PeakMemory, add_rows, facts, together
-from .setting import OurSide, Step, TheirSide, fixed_length
+from .setting import PATCHES, OurSide, Step, TheirSide, fixed_length
 
 SIDES = ("trl", "dapo", "tapo")  # in the order in which they take turns
 
@@ -48,16 +48,13 @@ def exact_counts(step: Step) -> list[dict]:
     Operations: of matrix products, attention and convolutions, as `FlopCounterMode` counts them.
     """
     sides, rows = sides_of(step, 1), []
-    meters = {name: Meter(side.visual) for name, side in sides.items()}
-    flops = {name: FlopCounterMode(display=False) for name in sides}
-    memory = {name: PeakMemory() for name in sides}
-    take_turns(sides, {name: [together(meters[name], flops[name], memory[name])] for name in sides})
-    for name, side in sides.items():
-        patches = meters[name].patches
+    counters = {n: (Meter(s.visual), FlopCounterMode(display=False), PeakMemory()) for n, s in sides.items()}
+    take_turns(sides, {name: [together(*made)] for name, made in counters.items()})
+    for name, (meter, flops, memory) in counters.items():
         counts = {
             "side": name, "rollouts": step.rollouts, "tokens": step.max_new_tokens,
-            "distinct_images": side.distinct_images(), "image_encodings": patches // step.patches_per_image,
-            "patches": patches, "gflop": flops[name].get_total_flops() / 1e9, "peak_mb": memory[name].peak / 1e6,
+            "distinct_images": sides[name].distinct_images(), "image_encodings": meter.patches // PATCHES,
+            "patches": meter.patches, "gflop": flops.get_total_flops() / 1e9, "peak_mb": memory.peak / 1e6,
         }  # fmt: skip
         rows.append(counts | facts(step.seed))
     return rows

@@ -15,8 +15,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from finer1_lite.birds.dataset import evaluation_species
 from finer1_lite.birds.render import draw
-from finer1_lite.config import PROFILES, RELEASED_SWITCHES, Profile, TapoConfig
-from finer1_lite.losses import DAPO
+from finer1_lite.config import PROFILES, Profile, TapoConfig
+from finer1_lite.losses import DAPO, RELEASED
 from finer1_lite.policy import rollout as rollout_module
 from finer1_lite.policy.inputs import VisionCache
 from finer1_lite.policy.load import Policy, load_policy
@@ -25,6 +25,7 @@ from finer1_lite.samplers import TripletSampler
 from finer1_lite.tapo import Tapo
 
 CLASSES, IMAGES_PER_CLASS = 32, 4
+PATCHES = (112 // 14) ** 2  # of an image
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Step:
     questions: int = 8
     num_generations: int = 10
     max_new_tokens: int = 96  # about the mean of the chains that SFT learns from
-    image_size: tuple[int, int] = (112, 112)  # width, height in pixels; 28 x 28 of them are one image token
     micro_batch: int = 40
     quantize: bool = True
     seed: int = 0
@@ -41,13 +41,9 @@ class Step:
     def rollouts(self) -> int:
         return self.questions * self.num_generations
 
-    @property
-    def patches_per_image(self) -> int:
-        return (self.image_size[0] // 14) * (self.image_size[1] // 14)
-
     def profile(self) -> Profile:
-        sizes = {"max_pixels": self.image_size[0] * self.image_size[1], "rollout_batch": self.rollouts}
-        return replace(PROFILES["cpu"], max_new_tokens=self.max_new_tokens, quantize=self.quantize, **sizes)
+        sizes = {"max_new_tokens": self.max_new_tokens, "rollout_batch": self.rollouts}
+        return replace(PROFILES["cpu"], quantize=self.quantize, **sizes)
 
     def config(self, num_positive: int) -> TapoConfig:
         """`num_positive` of the rollouts of a question come from the positive."""
@@ -56,10 +52,10 @@ class Step:
         return replace(PROFILES["cpu"].tapo, **rollouts, **sizes)
 
 
-def images_of(step: Step) -> tuple[list[Image.Image], list[str]]:
-    """Birds and their labels; larger images are the same pictures enlarged."""
+def birds() -> tuple[list[Image.Image], list[str]]:
+    """Pictures and their labels."""
     species = evaluation_species()[:CLASSES]
-    pictures = [draw(s, i).resize(step.image_size) for s in species for i in range(IMAGES_PER_CLASS)]
+    pictures = [draw(s, i) for s in species for i in range(IMAGES_PER_CLASS)]
     return pictures, [s.name for s in species for _ in range(IMAGES_PER_CLASS)]
 
 
@@ -94,10 +90,10 @@ class OurSide:
     of each group from the positive; the negative scored too; the CPU profile's switches."""
 
     def __init__(self, step: Step, name: str):
-        images, labels = images_of(step)
+        images, labels = birds()
         policy = load_policy(step.profile(), seed=step.seed)
         cache = VisionCache(policy.model, policy.processor, images)
-        num_positive, loss = {"dapo": (0, DAPO), "tapo": (step.num_generations // 2, RELEASED_SWITCHES)}[name]
+        num_positive, loss = {"dapo": (0, DAPO), "tapo": (step.num_generations // 2, RELEASED)}[name]
         config, loss = step.config(num_positive), replace(loss, filter_rule="none")
         sampler = sampler_of(labels, step.seed)
         self.loop = Tapo(policy, cache, labels, sampler, config, loss, step.seed, our_reward)
@@ -118,7 +114,7 @@ class OurSide:
 
 def their_rows(step: Step, steps: int) -> Dataset:
     """The questions and images that our loop draws in its first `steps` steps, in that order."""
-    images, labels = images_of(step)
+    images, labels = birds()
     sampler, rng = sampler_of(labels, step.seed), np.random.default_rng(step.seed)
     prompts, pictures = [], []
     for _ in range(steps):

@@ -1,13 +1,21 @@
-"""What the benchmark counts, beside a plain loop: pixels of every rollout's image, one padded row for each."""
+"""What the benchmarks count, beside a plain loop; the GPU script's path on a CPU, with a random model made small."""
 
+import math
 from contextlib import nullcontext
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
+from benchmarks import real_memory
 from benchmarks.measure import Meter, PeakMemory, together
-from benchmarks.setting import OurSide, Step, TheirSide, fixed_length, their_rows
+from benchmarks.qwen import qwen_config
+from benchmarks.real_size import bound, make_loop, measure, one_step, pictures, save_random
+from benchmarks.setting import PATCHES, OurSide, Step, TheirSide, fixed_length, their_rows
+from bitsandbytes.nn import Linear4bit
 from torch.utils.flop_counter import FlopCounterMode
 
+from finer1_lite.config import PROFILES
 from finer1_lite.logprobs import selective_log_softmax
 from finer1_lite.policy.inputs import prompt_ids
 from finer1_lite.policy.load import load_policy
@@ -47,7 +55,7 @@ def test_a_step_encodes_each_image_once_and_takes_this_share_of_the_plain_operat
     with fixed_length():
         figures = side.take(together(meter, flops))
     assert figures["length"] == STEP.max_new_tokens and figures["groups_kept"] == STEP.questions
-    assert meter.patches == side.distinct_images() * STEP.patches_per_image
+    assert meter.patches == side.distinct_images() * PATCHES
     extra = side.distinct_images() - STEP.questions
     assert extra == 0 if name == "dapo" else extra > 0
     assert flops.get_total_flops() / plain_operations < share
@@ -79,7 +87,7 @@ def test_both_sides_get_the_same_prompts_and_lengths():
     read = [len(prompt_ids(side.loop.policy.processor, g.question, s)) for g, s in zip(groups, seen)]
     ours = sum(len(g.texts) * (tokens + STEP.max_new_tokens) for g, tokens in zip(groups, read))
     assert theirs.trainer.state.num_input_tokens_seen == ours
-    assert meter.patches == 2 * STEP.rollouts * STEP.patches_per_image
+    assert meter.patches == 2 * STEP.rollouts * PATCHES
 
 
 def test_peak_memory_counts_what_is_alive_and_no_weights():
@@ -90,3 +98,59 @@ def test_peak_memory_counts_what_is_alive_and_no_weights():
         del x, y
         layer(torch.ones(10, 1000))
     assert memory.peak == 2 * 4 * 1000**2 and memory.alive < 0.1 * memory.peak
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The L4 profile on a CPU, in fp32, on a model with few narrow layers."""
+    config, folder = qwen_config("3B"), tmp_path_factory.mktemp("small") / "model"
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers, text.hidden_size, text.intermediate_size = 2, 256, 512
+    text.num_attention_heads, text.layer_types = 2, text.layer_types[:2]
+    vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 2, 64, 128, 4
+    vision.out_hidden_size, vision.fullatt_block_indexes = 256, [1]
+    save_random(config, folder, "cpu")
+    l4 = PROFILES["l4"]
+    l4 = replace(l4, tapo=replace(l4.tapo, questions=2, num_anchor=2, num_positive=2), max_pixels=12 * 784)
+    return replace(l4, device="cpu", dtype="float32", model_id=str(folder), max_new_tokens=5)
+
+
+def test_the_loaded_model_is_the_profiles(profile):
+    loop = make_loop(profile, 12)
+    assert {len(s.tokens) for s in loop.cache.get(range(3))} == {12} and pictures(256, 1)[0].size == (448, 448)
+    quantised = [n for n, m in loop.policy.model.named_modules() if isinstance(m, Linear4bit)]
+    assert len(quantised) == 2 * 7 and loop.policy.head.shape == (151_936, 256)
+    before = [p.clone() for p in loop.policy.trainable()]
+    one_step(loop), one_step(loop)
+    assert all(p.isfinite().all() for p in loop.policy.trainable())
+    assert any(not torch.equal(a, b) for a, b in zip(before, loop.policy.trainable()))
+
+
+@pytest.mark.parametrize("trl", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_row_of_results(profile, trl):
+    if trl:
+        pytest.importorskip("trl")
+    row = measure(profile, 12, steps=1, warm_up=1, trl=trl)
+    assert row["side"] == ("trl" if trl else "tapo") and row["step_s"] > 0
+    assert row["tokens_per_s"] == pytest.approx(2 * 4 * 5 / row["step_s"])
+    assert trl or row["step_s"] == pytest.approx(row["rollout_s"] + row["update_s"])
+    assert trl or row["decode_ms"] == pytest.approx(1000 * row["rollout_s"] / 5)
+
+
+@pytest.mark.slow
+def test_rows_of_counted_memory(profile, tmp_path):
+    small = replace(profile, dtype="bfloat16", sft=replace(profile.sft, micro_batch=1))  # slow without 16-bit units
+    real_memory.measure(small, 12, chain=10, path=tmp_path / "rows.csv")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index("phase")["counted_gib"] * 2**30
+    assert set(rows.index) == {"encode", "prefill", "decode", "update", "SFT"} and len(rows) == 5
+    assert rows.min() > 151_936 * 256 * 2 and rows["decode"] >= rows["prefill"]  # the embedding alone
+
+
+def test_the_bound_by_hand():
+    """16 prompts of 316 tokens and 80 x 400 completion tokens are 37,056: read once, trained on twice (3 each)."""
+    h100, config = replace(PROFILES["h100"], max_new_tokens=400), qwen_config("3B")
+    gflop = 5.55 * 37_056 * (1 + 3 + 3) + 0.62 * 32_000 * (1 + 3 + 3)
+    dear = replace(h100, loss=replace(h100.loss, negative_grad=True))
+    assert bound(dear, config, 256, "NVIDIA H100 80GB HBM3") == pytest.approx(gflop / 989_000, rel=5e-3)
+    assert bound(h100, config, 256, "Tesla T4") == pytest.approx(gflop * 5 / 7 / 65_000, rel=5e-3)
+    assert math.isnan(bound(h100, config, 256, "another card"))
