@@ -78,7 +78,9 @@ def write_page(folder: Path, readme: Path) -> Path:
     said = " ".join(f"{what.capitalize()}: {n}." for what, n in card.verdict.value_counts().items())
     core = shown[card.core].rename(columns={"they say": "paper", "measured": "here"})
     before, after = (readme.read_text(encoding="utf-8").split(mark) for mark in MARKS)
-    text = f"{len(card)} claims, {card.seeds.min()} to {card.seeds.max()} seeds. {said}\n\n{markdown(core[['claim', 'asked', 'paper', 'here', 'verdict']])}\n"
+    seeds = " to ".join(map(str, sorted({card.seeds.min(), card.seeds.max()})))
+    core = markdown(core[["claim", "asked", "paper", "here", "verdict"]])
+    text = f"{len(card)} claims, {seeds} seeds. {said}\n\n{core}\n"
     write_whole(readme, f"{before[0]}{MARKS[0]}\n{text}{MARKS[1]}{after[1]}")
     main, why, transfer = main_table(rows), pd.read_csv(folder / "why.csv"), pd.read_csv(folder / "transfer.csv")
     probes = in_words(why, ["measure", "part"], PROBES, "probe")
