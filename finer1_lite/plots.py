@@ -7,7 +7,7 @@ from html import escape
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import HTML, Markdown, display
 from PIL import Image
 
 from .images import as_rgb
@@ -24,6 +24,16 @@ def _panels(rows: int, columns: int, **how):
     for axis in axes.flat:
         axis.axis("off")
     return figure, list(axes.flat)
+
+
+def finding(text: str) -> None:
+    """A bold sentence above a table, made of the table's own numbers, so that it is true of any run."""
+    display(Markdown(f"**{text}**"))
+
+
+def folded(table: pd.DataFrame, summary: str) -> HTML:
+    """A long table that opens with a click: `summary` is what the page shows of it."""
+    return HTML(f"<details><summary>{escape(summary)}</summary>{table.to_html()}</details>")
 
 
 def image_grid(images, titles=None, columns: int = 6, side: float = 1.6) -> None:

@@ -73,8 +73,8 @@ CLAIMS = (
 )  # fmt: skip
 CORE = {  # the claims of a first look
     "Fine-R1 names seen classes better than zero-shot", "Fine-R1 names unseen classes better than zero-shot",
-    "SFT on answers makes unseen classes worse than zero-shot", "Fine-R1 beats SFT on answers on unseen classes",
-    "DAPO adds to CoT SFT", "TAPO adds to DAPO", "A linear probe sees no more than before",
+    "SFT on answers makes unseen classes worse than zero-shot", "DAPO adds to CoT SFT",
+    "TAPO adds to DAPO", "A linear probe sees no more than before",
 }  # fmt: skip
 
 
