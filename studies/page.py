@@ -21,6 +21,11 @@ from studies.variants import CHAINS, LABELS, TABLES
 MARKS = "<!-- card: written by python -m studies.page -->", "<!-- end -->"  # in README.md
 
 
+def fewest_to_most(seeds: pd.Series) -> str:
+    """How many seeds the comparisons of a table have, in words: "3 to 5 seeds"."""
+    return " to ".join(map(str, sorted({seeds.min(), seeds.max()}))) + " seeds"
+
+
 def ablation_gaps(rows: pd.DataFrame) -> pd.DataFrame:
     """Every variant that was run against the last one of its table: table, variant, against, split, and `gap`."""
     run = set(rows[rows.study == "ablations"].method)
@@ -47,10 +52,9 @@ def ablations(rows: pd.DataFrame, folder: Path) -> str:
     told, p = gaps[(gaps.low > 0) | (gaps.high < 0)], gaps.p.dropna()
     kept = int((false_discovery_control(p) < 0.05).sum()) if len(p) else 0
     text = (
-        f"Open-world accuracy minus that of the last variant of each table, {gaps.seeds.max()} seeds. 12 steps, where "
-        "the story takes 40: compare these figures only with each other. In the "
-        f"picture a full dot is a difference whose interval leaves zero out. {len(told)} of {len(gaps)} comparisons "
-        f"do, {kept} also after allowing for their number (Benjamini and Hochberg)."
+        f"Open-world accuracy minus that of each table's last variant, {fewest_to_most(gaps.seeds)}. 12 steps instead "
+        "of the story's 40: compare them only with each other. A full dot is a difference whose interval leaves "
+        f"zero out: {len(told)} of {len(gaps)}, and {kept} after allowing for their number (Benjamini and Hochberg)."
     )
     lines = [
         {"table": r.table, "variant": LABELS[r.variant], "against": LABELS[r.against], "split": r.split,
@@ -78,9 +82,8 @@ def write_page(folder: Path, readme: Path) -> Path:
     said = " ".join(f"{what.capitalize()}: {n}." for what, n in card.verdict.value_counts().items())
     core = shown[card.core].rename(columns={"they say": "paper", "measured": "here"})
     before, after = (readme.read_text(encoding="utf-8").split(mark) for mark in MARKS)
-    seeds = " to ".join(map(str, sorted({card.seeds.min(), card.seeds.max()})))
     core = markdown(core[["claim", "asked", "paper", "here", "verdict"]])
-    text = f"{len(card)} claims, {seeds} seeds. {said}\n\n{core}\n"
+    text = f"{len(card)} claims, {fewest_to_most(card.seeds)}. {said}\n\n{core}\n"
     write_whole(readme, f"{before[0]}{MARKS[0]}\n{text}{MARKS[1]}{after[1]}")
     main, why, transfer = main_table(rows), pd.read_csv(folder / "why.csv"), pd.read_csv(folder / "transfer.csv")
     probes = in_words(why, ["measure", "part"], PROBES, "probe")
