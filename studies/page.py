@@ -96,8 +96,8 @@ def write_page(folder: Path, readme: Path) -> Path:
         section("Score card", f"{len(card)} claims. {said} Points with 95% t-intervals of paired differences over "
                 "seeds; `studies/scorecard.py` says when a claim holds.", shown),
         section("The paper's tables in miniature", f"Percent right on test images ({asked} for each seed), mean over "
-                "seeds with a 95% interval, and the paper's figure for Qwen2.5-VL-3B (closed: accuracy; open: text "
-                "inclusion) beside it. What each had met before differs.", main, "story.png"),
+                "seeds (DAPO and TAPO have five more) with a 95% interval, and the paper's figure for Qwen2.5-VL-3B "
+                "(closed: accuracy; open: text inclusion) beside it. What each had met differs.", main, "story.png"),
         section("The table of the first description", "Points, closed-world; its figures are not the paper's.",
                 descriptions_table(rows)),
         ablations(rows, folder),
